@@ -1,0 +1,82 @@
+package processors
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/millrace/millrace/state"
+)
+
+// Task is what an operator needs from the task that runs it: one sub-topology on
+// one partition. All its methods are called from the task's own goroutine, while
+// it processes a record, a tick or a punctuation.
+type Task interface {
+	// Context ends when the task is closed.
+	Context() context.Context
+	Logger() *slog.Logger
+	// Partition is the partition the task owns.
+	Partition() int32
+	// Source is the record being processed, with its topic, partition and
+	// offset; its Topic is empty during a punctuation.
+	Source() *Raw
+	// StreamTime is the largest timestamp (ms since the epoch) of the records the
+	// task has taken for processing, -1 before the first.
+	StreamTime() int64
+	// Now is the wall clock as of the batch being processed.
+	Now() time.Time
+	// Store returns the store of that name, which the sub-topology declared.
+	Store(name string) *state.Store
+	// Global returns the instance's copy of a global table by store name.
+	Global(name string) *state.Store
+	// Cell returns the durable number of that name: a row of the task that
+	// survives restarts and is undone with the record that changed it.
+	Cell(name string) *state.Cell
+	// Produce hands a record to the open transaction. With partition < 0 it goes
+	// to the partition of its key (murmur2), or to any for a null key.
+	Produce(topic string, partition int32, rec Raw) error
+	// Schedule calls fn at intervals; see [PunctuationKind].
+	Schedule(kind PunctuationKind, interval time.Duration, fn func(at int64) error) (cancel func())
+	// Dispatch starts a call once the open transaction has committed.
+	Dispatch(call Call)
+	// Drop counts a record that an operator dropped, and why: "null-key",
+	// "null-value", "late", "expired".
+	Drop(node, reason string)
+}
+
+// PunctuationKind tells which clock drives a punctuation.
+type PunctuationKind uint8
+
+const (
+	// StreamTime punctuations fire on the first record and then whenever stream
+	// time passes a multiple of the interval; missed ones collapse into one.
+	StreamTime PunctuationKind = iota
+	// WallClock punctuations fire one interval after they were scheduled and
+	// then at every interval; missed ones collapse into one.
+	WallClock
+)
+
+// A Call is one dispatch of an in-flight entry of an asynchronous operator. It
+// runs outside of every transaction; its outcome is appended to the task's loop
+// topic and so becomes an ordinary input.
+type Call struct {
+	Step  string // the operator
+	Entry string // id of the entry
+	Round int    // which request of the entry this is
+	// Slots bounds how many calls of the step run at once on an instance.
+	Slots int
+	// MaxWait bounds the time until a slot is granted; 0 waits without limit.
+	MaxWait time.Duration
+	// Run makes the call and returns the outcome as a loop record (key, value). It
+	// returns soon after ctx ends. It owns its retries, attempt timeout and
+	// deadline; the deadline starts with Run, when the slot has been granted.
+	Run func(ctx context.Context) Raw
+	// Waited returns the outcome for a call that was not granted a slot within
+	// MaxWait.
+	Waited func() Raw
+	// Released returns the loop record that says that this owner gave the call up
+	// without an outcome.
+	Released func() Raw
+	// Failed returns the outcome that replaces one too large for the loop topic.
+	Failed func(err error) Raw
+}

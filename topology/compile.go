@@ -1,0 +1,129 @@
+package topology
+
+import (
+	"time"
+
+	"github.com/millrace/millrace/processors"
+	"github.com/millrace/millrace/state"
+)
+
+// A Topology is a checked, compiled description: what the engine runs. It is
+// immutable and safe for concurrent use.
+type Topology struct {
+	// App names the application: the Kafka group of the ordinary sub-topologies
+	// and the prefix of all internal names.
+	App  string
+	Subs []*SubTopology
+	// Globals are the tables of which every instance keeps one full copy.
+	Globals []GlobalSource
+}
+
+// A SubTopology is a maximal co-partitioned piece of the graph: one goka group.
+type SubTopology struct {
+	// Name is the first name it owns in sorted order; an asynchronous step's name
+	// for that step's.
+	Name string
+	// KafkaGroup is the consumer group: the app's, or <app>.<step> for an
+	// asynchronous step.
+	KafkaGroup string
+	// GokaGroup is the name of the goka.GroupGraph. Its table topic
+	// <GokaGroup>-table holds the task's own rows.
+	GokaGroup string
+	Sources   []Source
+	// LoopTopic is <GokaGroup>-loop if the sub-topology has an asynchronous step,
+	// else empty. Start's pipeline takes its records as source number len(Sources).
+	LoopTopic string
+	Stores    []state.Spec
+	// NeedsRows says that tasks keep rows of their own (stream times, timers,
+	// entries), so that the group table topic exists.
+	NeedsRows bool
+	// Sinks are the static topics the sub-topology writes to, repartition topics
+	// and dead-letter topics of asynchronous steps included, in order of name.
+	Sinks []Sink
+	// CoPartitioned says that all sources must have the same partition count,
+	// since a join or a shared store needs it.
+	CoPartitioned bool
+	// Fingerprint identifies the shape: steps, names, serdes and windows.
+	Fingerprint string
+	// Start builds the running operators of one task.
+	Start func(t processors.Task) (Pipeline, error)
+}
+
+// A Pipeline is the running operators of one task. It is not safe for concurrent
+// use.
+type Pipeline interface {
+	// Process runs a record of source number source (its index in
+	// [SubTopology.Sources]). Errors are of type *processors.Error.
+	Process(source int, rec *processors.Raw) error
+	// Capacity reports whether the pipeline takes more records of its sources now;
+	// the loop is always taken.
+	Capacity() bool
+	// Pending returns how many in-flight entries wait, and the timestamp in ms of
+	// the oldest, 0 if there is none.
+	Pending() (entries int, oldest int64)
+	// Reset drops what the operators hold in memory and rebuilds it from
+	// committed state: after a restore and after an abort. It may dispatch calls.
+	Reset() error
+}
+
+// A Source is an input topic of a sub-topology.
+type Source struct {
+	Topic string
+	// Start says where a group begins that has no offset yet.
+	Start StartPolicy
+	// Internal is set for repartition topics: the app creates and purges them.
+	Internal *InternalTopic
+	// Store is the table store the topic feeds, if it is a table's source.
+	Store string
+}
+
+// StartPolicy says where a source is first read.
+type StartPolicy uint8
+
+const (
+	// Earliest starts at the first record: the default.
+	Earliest StartPolicy = iota
+	// Latest starts behind the last record.
+	Latest
+	// MustExist fails when the group has no offset.
+	MustExist
+)
+
+// A Sink is an output topic.
+type Sink struct {
+	Topic    string
+	Internal *InternalTopic // set if the app creates it
+}
+
+// InternalTopic states how an internal topic is created.
+type InternalTopic struct {
+	// Partitions is the count, 0 for that of the sub-topology that reads it or,
+	// for a repartition topic, the largest of the sources feeding it.
+	Partitions int32
+	Kind       TopicKind
+}
+
+// TopicKind tells the role, and so the configuration, of an internal topic.
+type TopicKind uint8
+
+// The kinds of internal topic.
+const (
+	TopicChangelog TopicKind = iota
+	TopicWindowChangelog
+	TopicGroupTable
+	TopicLoop
+	TopicRepartition
+	TopicDeadLetter
+)
+
+// A GlobalSource is a topic of which every instance keeps a full copy.
+type GlobalSource struct {
+	Topic string
+	Store state.Spec
+	// Apply turns a record into a row of the store: key and row bytes, a nil row
+	// for a deletion.
+	Apply func(rec *processors.Raw) (key, row []byte, err error)
+}
+
+// RetentionOf returns how long rows of a window store's changelog are kept.
+func RetentionOf(s state.Spec) time.Duration { return s.WindowSize + s.Retention + 7*24*time.Hour }
