@@ -23,6 +23,11 @@ type SubTopology struct {
 	// Name is the first name it owns in sorted order; an asynchronous step's name
 	// for that step's.
 	Name string
+	// App is the application's name, as in [Topology].
+	App string
+	// DeadLetterTopic takes the records that fail: <app>.dlq, or <app>.<step>.dlq
+	// for an asynchronous step's sub-topology. It is one of Sinks.
+	DeadLetterTopic string
 	// KafkaGroup is the consumer group: the app's, or <app>.<step> for an
 	// asynchronous step.
 	KafkaGroup string
@@ -127,3 +132,48 @@ type GlobalSource struct {
 
 // RetentionOf returns how long rows of a window store's changelog are kept.
 func RetentionOf(s state.Spec) time.Duration { return s.WindowSize + s.Retention + 7*24*time.Hour }
+
+// A Changelog is the topic that logs a store of a sub-topology.
+type Changelog struct {
+	Topic string
+	Store state.Spec
+	Kind  TopicKind
+}
+
+// Changelog returns the topic that logs the store of that name, or "" for a
+// store that is logged by its source topic and for task rows nobody keeps.
+func (s *SubTopology) Changelog(store string) string {
+	if store == state.TaskRows {
+		if !s.NeedsRows {
+			return ""
+		}
+		return s.GokaGroup + "-table"
+	}
+	for i := range s.Stores {
+		if s.Stores[i].Name == store && s.Stores[i].SourceTopic != "" {
+			return ""
+		}
+	}
+	return s.App + "." + store + "-table"
+}
+
+// Changelogs returns the logs of the sub-topology, that of the task's own rows
+// first.
+func (s *SubTopology) Changelogs() []Changelog {
+	var logs []Changelog
+	if s.NeedsRows {
+		logs = append(logs, Changelog{s.Changelog(state.TaskRows), state.Spec{Name: state.TaskRows}, TopicGroupTable})
+	}
+	for _, spec := range s.Stores {
+		topic := s.Changelog(spec.Name)
+		if topic == "" {
+			continue
+		}
+		kind := TopicChangelog
+		if spec.Kind == state.Window {
+			kind = TopicWindowChangelog
+		}
+		logs = append(logs, Changelog{topic, spec, kind})
+	}
+	return logs
+}
