@@ -14,6 +14,10 @@ import (
 	"time"
 )
 
+// client is the tests' own: closing any httptest server closes the idle
+// connections of the default one, which the ledger would take for hanging up.
+var client = &http.Client{Transport: &http.Transport{}}
+
 // serve starts a server over real connections. Closing it waits for every call.
 func serve(t *testing.T, h http.Handler) *httptest.Server {
 	t.Helper()
@@ -52,7 +56,7 @@ func post(ctx context.Context, url, body string, id CallID) (*http.Response, []b
 		req.Header.Set(HeaderAttempt, strconv.Itoa(id.Attempt))
 		req.Header.Set(HeaderOwner, id.Owner)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -145,7 +149,7 @@ func TestRoutes(t *testing.T) {
 	s, ts := newServer(t, Config{})
 	get := func(path string, status int, want string) {
 		t.Helper()
-		resp, err := http.Get(ts.URL + path)
+		resp, err := client.Get(ts.URL + path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,7 +163,7 @@ func TestRoutes(t *testing.T) {
 	get("/stats", 200, `"paid_twice":0`)
 	get("/v2", 404, "unknown_url")
 	s.Ledger().Begin(CallID{Entry: "e", Owner: "w1"}).End(Answered)
-	resp, err := http.Post(ts.URL+"/owners/w1/died", "", nil)
+	resp, err := client.Post(ts.URL+"/owners/w1/died", "", nil)
 	if err != nil || resp.StatusCode != http.StatusNoContent {
 		t.Fatal(resp, err)
 	}
@@ -327,7 +331,7 @@ func TestProxy(t *testing.T) {
 	}
 	outer := serve(t, h)
 
-	if resp, err := http.Get(outer.URL + "/v1/models"); err != nil || resp.StatusCode != 200 {
+	if resp, err := client.Get(outer.URL + "/v1/models"); err != nil || resp.StatusCode != 200 {
 		t.Fatal(resp, err)
 	}
 	if resp, _, err := post(t.Context(), outer.URL, body("x", ""), CallID{Entry: "e", Attempt: 1}); err != nil || resp.StatusCode != 401 {
@@ -338,7 +342,7 @@ func TestProxy(t *testing.T) {
 		req.Header.Set("Authorization", "Bearer k")
 		req.Header.Set(HeaderEntry, "e")
 		req.Header.Set(HeaderAttempt, "2")
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		if err != nil || resp.StatusCode != 200 {
 			t.Fatal(resp, err)
 		}
