@@ -52,6 +52,8 @@ type SubTopology struct {
 	Fingerprint string
 	// Start builds the running operators of one task.
 	Start func(t processors.Task) (Pipeline, error)
+
+	piece *piece // what it was compiled from, for Describe
 }
 
 // A Pipeline is the running operators of one task. It is not safe for concurrent
@@ -69,6 +71,9 @@ type Pipeline interface {
 	// Reset drops what the operators hold in memory and rebuilds it from
 	// committed state: after a restore and after an abort. It may dispatch calls.
 	Reset() error
+	// Close ends the operators: processors of the user are closed. The pipeline is
+	// not used afterwards. Changes that it makes to stores are lost.
+	Close() error
 }
 
 // A Source is an input topic of a sub-topology.
@@ -80,6 +85,12 @@ type Source struct {
 	Internal *InternalTopic
 	// Store is the table store the topic feeds, if it is a table's source.
 	Store string
+	// Timestamp, if not nil, gives the event time of a record in ms. Who feeds the
+	// pipeline calls it once for each record, in offset order, before it orders
+	// records by time, and replaces rec.Timestamp by the result. partitionTime is
+	// the largest result so far, -1 at first. Its errors are of type
+	// *processors.Error; a negative result is left to the pipeline, which fails.
+	Timestamp func(rec *processors.Raw, partitionTime int64) (int64, error)
 }
 
 // StartPolicy says where a source is first read.

@@ -1,0 +1,133 @@
+package processors
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/millrace/millrace/serde"
+)
+
+// Decode returns the operator at a source: it decodes a raw record and forwards
+// it. A record that cannot be decoded, or whose timestamp is negative, fails
+// with [ClassDecode] and the given action.
+func Decode[K, V any](step string, key serde.Serde[K], value serde.Serde[V], action Action, next Forward[K, V]) func(*Raw) error {
+	fail := func(err error) error {
+		e := Fail(ClassDecode, step, err).(*Error)
+		if e.Action == Default {
+			e.Action = action
+		}
+		return e
+	}
+	decode := func(raw *Raw, r *Record[K, V]) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = Panicked(ClassDecode, step, p)
+			}
+		}()
+		if raw.Timestamp < 0 {
+			return fmt.Errorf("the timestamp %d is negative; set it at the producer, or read the source with a timestamp extractor", raw.Timestamp)
+		}
+		if raw.Key == nil {
+			r.NoKey = true
+		} else if r.Key, err = key.Decode(raw.Key); err != nil {
+			return fmt.Errorf("key of %d bytes as %s: %w", len(raw.Key), key.Name(), err)
+		}
+		if raw.Value == nil {
+			r.NoValue = true
+		} else if r.Value, err = value.Decode(raw.Value); err != nil {
+			return fmt.Errorf("value of %d bytes as %s: %w", len(raw.Value), value.Name(), err)
+		}
+		return nil
+	}
+	return func(raw *Raw) error {
+		r := Record[K, V]{Timestamp: raw.Timestamp, Headers: raw.Headers}
+		if err := decode(raw, &r); err != nil {
+			return fail(err)
+		}
+		return next(r)
+	}
+}
+
+// A Destination says where [Encode] writes.
+type Destination[K, V any] struct {
+	Step  string
+	Topic string
+	// TopicOf, if not nil, names the topic of each record instead of Topic.
+	TopicOf func(Record[K, V]) (string, error)
+	// Partition, if not nil, chooses the partition of each record; a negative
+	// result leaves it to the key.
+	Partition func(topic string, r Record[K, V]) (int32, error)
+	Key       serde.Serde[K]
+	Value     serde.Serde[V]
+	// Validate, if not nil, checks values before they are produced.
+	Validate func(V) error
+}
+
+// Encode returns the operator at a sink: it encodes records and produces them
+// through t. All its failures are of [ClassProduce].
+func Encode[K, V any](t Task, d Destination[K, V]) Forward[K, V] {
+	size := 64
+	encode := func(r *Record[K, V]) (Raw, error) {
+		raw := Raw{Timestamp: r.Timestamp, Headers: r.Headers}
+		buf := make([]byte, 0, size)
+		var err error
+		if !r.NoKey {
+			if buf, err = d.Key.Append(buf, r.Key); err != nil {
+				return raw, fmt.Errorf("encode key as %s: %w", d.Key.Name(), err)
+			}
+		}
+		n := len(buf)
+		if !r.NoKey {
+			raw.Key = buf[:n:n]
+		}
+		if !r.NoValue {
+			if d.Validate != nil {
+				if err := d.Validate(r.Value); err != nil {
+					return raw, err
+				}
+			}
+			if buf, err = d.Value.Append(buf, r.Value); err != nil {
+				return raw, fmt.Errorf("encode value as %s: %w", d.Value.Name(), err)
+			}
+			raw.Value = buf[n:]
+		}
+		if len(buf) > size {
+			size = min(len(buf)+len(buf)/8, 64<<10)
+		}
+		return raw, nil
+	}
+	produce := func(r *Record[K, V]) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = Panicked(ClassProduce, d.Step, p)
+			}
+		}()
+		topic, partition := d.Topic, int32(-1)
+		if d.TopicOf != nil {
+			if topic, err = d.TopicOf(*r); err != nil {
+				return err
+			}
+			if topic == "" {
+				return errors.New("the function named no topic for the record")
+			}
+		}
+		if d.Partition != nil {
+			if partition, err = d.Partition(topic, *r); err != nil {
+				return err
+			}
+		}
+		raw, err := encode(r)
+		if err != nil {
+			return err
+		}
+		return t.Produce(topic, partition, raw)
+	}
+	return func(r Record[K, V]) error { return Fail(ClassProduce, d.Step, produce(&r)) }
+}
+
+// A PartitionCounter is a [Task] that knows how many partitions the topics it
+// writes have. Sinks with a partitioner of their own need it.
+type PartitionCounter interface {
+	// Partitions returns the partition count of a topic.
+	Partitions(topic string) (int32, error)
+}
