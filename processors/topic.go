@@ -7,45 +7,59 @@ import (
 	"github.com/millrace/millrace/serde"
 )
 
+// An Origin says how [Decode] reads a topic.
+type Origin[K, V any] struct {
+	Step  string
+	Key   serde.Serde[K]
+	Value serde.Serde[V]
+	// Timestamp, if not nil, gives the event time of a record in ms.
+	Timestamp func(Record[K, V]) (int64, error)
+	// Action is what becomes of records that cannot be decoded.
+	Action Action
+}
+
 // Decode returns the operator at a source: it decodes a raw record and forwards
 // it. A record that cannot be decoded, or whose timestamp is negative, fails
-// with [ClassDecode] and the given action.
-func Decode[K, V any](step string, key serde.Serde[K], value serde.Serde[V], action Action, next Forward[K, V]) func(*Raw) error {
-	fail := func(err error) error {
-		e := Fail(ClassDecode, step, err).(*Error)
-		if e.Action == Default {
-			e.Action = action
-		}
-		return e
-	}
-	decode := func(raw *Raw, r *Record[K, V]) (err error) {
-		defer func() {
-			if p := recover(); p != nil {
-				err = Panicked(ClassDecode, step, p)
-			}
-		}()
-		if raw.Timestamp < 0 {
-			return fmt.Errorf("the timestamp %d is negative; set it at the producer, or read the source with a timestamp extractor", raw.Timestamp)
-		}
-		if raw.Key == nil {
-			r.NoKey = true
-		} else if r.Key, err = key.Decode(raw.Key); err != nil {
-			return fmt.Errorf("key of %d bytes as %s: %w", len(raw.Key), key.Name(), err)
-		}
-		if raw.Value == nil {
-			r.NoValue = true
-		} else if r.Value, err = value.Decode(raw.Value); err != nil {
-			return fmt.Errorf("value of %d bytes as %s: %w", len(raw.Value), value.Name(), err)
-		}
-		return nil
-	}
+// with [ClassDecode].
+func Decode[K, V any](o Origin[K, V], next Forward[K, V]) func(*Raw) error {
 	return func(raw *Raw) error {
 		r := Record[K, V]{Timestamp: raw.Timestamp, Headers: raw.Headers}
-		if err := decode(raw, &r); err != nil {
-			return fail(err)
+		if err := o.decode(raw, &r); err != nil {
+			e := Fail(ClassDecode, o.Step, err).(*Error)
+			if e.Action == Default {
+				e.Action = o.Action
+			}
+			return e
 		}
 		return next(r)
 	}
+}
+
+func (o *Origin[K, V]) decode(raw *Raw, r *Record[K, V]) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = Panicked(ClassDecode, o.Step, p)
+		}
+	}()
+	if raw.Key == nil {
+		r.NoKey = true
+	} else if r.Key, err = o.Key.Decode(raw.Key); err != nil {
+		return fmt.Errorf("key of %d bytes as %s: %w", len(raw.Key), o.Key.Name(), err)
+	}
+	if raw.Value == nil {
+		r.NoValue = true
+	} else if r.Value, err = o.Value.Decode(raw.Value); err != nil {
+		return fmt.Errorf("value of %d bytes as %s: %w", len(raw.Value), o.Value.Name(), err)
+	}
+	if o.Timestamp != nil {
+		if r.Timestamp, err = o.Timestamp(*r); err != nil {
+			return fmt.Errorf("timestamp extractor: %w", err)
+		}
+	}
+	if r.Timestamp < 0 {
+		return fmt.Errorf("the timestamp %d is negative; set it at the producer, or pass topology.Timestamps to the source", r.Timestamp)
+	}
+	return nil
 }
 
 // A Destination says where [Encode] writes.

@@ -85,11 +85,10 @@ type Source struct {
 	Internal *InternalTopic
 	// Store is the table store the topic feeds, if it is a table's source.
 	Store string
-	// Timestamp, if not nil, gives the event time of a record in ms. Who feeds the
-	// pipeline calls it once for each record, in offset order, before it orders
-	// records by time, and replaces rec.Timestamp by the result. partitionTime is
-	// the largest result so far, -1 at first. Its errors are of type
-	// *processors.Error; a negative result is left to the pipeline, which fails.
+	// Timestamp, if not nil, gives the event time of a record in ms, by which the
+	// engine orders records of several sources and keeps its stream time. It leaves
+	// rec as it is: Process extracts the time again. partitionTime is the largest
+	// result so far, -1 at first. Errors are of type *processors.Error.
 	Timestamp func(rec *processors.Raw, partitionTime int64) (int64, error)
 }
 

@@ -103,7 +103,7 @@ func (s *KStream[K, V]) repartition(name string, keepNullKeys bool, opts []Repar
 		}
 		return in, err
 	}
-	n.read = reader(n, s.key, s.value)
+	n.read = reader(n, processors.Origin[K, V]{Key: s.key, Value: s.value}, nil)
 	s.b.addNode(n, s.from)
 	c := s.same(port{n: n})
 	c.changed = false

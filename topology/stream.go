@@ -51,41 +51,48 @@ func addSource[K, V any](b *Builder, topic string, key serde.Serde[K], value ser
 	} else {
 		n.serdes = [2]string{key.Name(), value.Name()}
 	}
+	origin := processors.Origin[K, V]{Key: key, Value: value, Action: cfg.decode}
+	var extract func(processors.Record[K, V], int64) (int64, error)
 	if o.extract != nil && key != nil && value != nil {
-		extract, ok := o.extract.(func(processors.Record[K, V], int64) (int64, error))
-		if !ok {
+		var ok bool
+		if extract, ok = o.extract.(func(processors.Record[K, V], int64) (int64, error)); !ok {
 			b.fail("source %q: the timestamp extractor is a %T, but the records are %T", topic, o.extract, processors.Record[K, V]{})
-		} else {
-			cfg.timestamp = timestampOf(n, key, value, extract)
 		}
+		n.timers = true
+		n.detail = "timestamp extractor"
+		cfg.timestamp = timestampOf(n, origin, extract)
 	}
-	n.read = reader(n, key, value)
+	n.read = reader(n, origin, extract)
 	return b.addNode(n)
 }
 
-// reader returns the function that starts the reading half of a node.
-func reader[K, V any](n *node, key serde.Serde[K], value serde.Serde[V]) func(processors.Task, [][]any) (func(*processors.Raw) error, error) {
-	return func(_ processors.Task, out [][]any) (func(*processors.Raw) error, error) {
-		return processors.Decode(n.name, key, value, n.source.decode, forwards[K, V](out[0])), nil
+// reader returns the function that starts the reading half of a node. With an
+// extractor it keeps the partition's time in a row of the task.
+func reader[K, V any](n *node, origin processors.Origin[K, V], extract func(processors.Record[K, V], int64) (int64, error)) func(processors.Task, [][]any) (func(*processors.Raw) error, error) {
+	return func(t processors.Task, out [][]any) (func(*processors.Raw) error, error) {
+		origin := origin
+		origin.Step = n.name
+		if extract != nil {
+			time := t.Cell("time of " + n.topic)
+			origin.Timestamp = func(r processors.Record[K, V]) (int64, error) {
+				ts, err := extract(r, time.Value())
+				if err == nil && ts > time.Value() {
+					time.Set(ts)
+				}
+				return ts, err
+			}
+		}
+		return processors.Decode(origin, forwards[K, V](out[0])), nil
 	}
 }
 
-// timestampOf wraps a typed extractor. Its failures are decode errors of the
-// source n.
-func timestampOf[K, V any](n *node, key serde.Serde[K], value serde.Serde[V], extract func(processors.Record[K, V], int64) (int64, error)) func(*processors.Raw, int64) (int64, error) {
+// timestampOf wraps a typed extractor for [Source.Timestamp].
+func timestampOf[K, V any](n *node, origin processors.Origin[K, V], extract func(processors.Record[K, V], int64) (int64, error)) func(*processors.Raw, int64) (int64, error) {
 	return func(raw *processors.Raw, partitionTime int64) (ts int64, err error) {
-		defer func() {
-			if p := recover(); p != nil {
-				err = processors.Panicked(processors.ClassDecode, n.name, p)
-			}
-		}()
-		timed := *raw
-		timed.Timestamp = 0 // a negative one is for the extractor to judge
-		err = processors.Decode(n.name, key, value, n.source.decode, func(r processors.Record[K, V]) error {
-			r.Timestamp = raw.Timestamp
-			ts, err = extract(r, partitionTime)
-			return processors.Fail(processors.ClassDecode, n.name, err)
-		})(&timed)
+		origin := origin
+		origin.Step = n.name
+		origin.Timestamp = func(r processors.Record[K, V]) (int64, error) { return extract(r, partitionTime) }
+		err = processors.Decode(origin, func(r processors.Record[K, V]) error { ts = r.Timestamp; return nil })(raw)
 		return ts, err
 	}
 }
