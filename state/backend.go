@@ -39,3 +39,11 @@ func (b *Batch) Set(key, value []byte) { b.Ops = append(b.Ops, Op{Key: key, Valu
 
 // DeleteRange adds the deletion of all keys in [from, to).
 func (b *Batch) DeleteRange(from, to []byte) { b.Ops = append(b.Ops, Op{Key: from, End: to}) }
+
+// An Ingester is a [Backend] that takes sorted rows in bulk.
+type Ingester interface {
+	// Ingest sets all rows atomically and durably. The keys ascend strictly; a nil
+	// value deletes the key. Rows that were written to the same keys before, and
+	// all that was written in one batch with them, are durable then too.
+	Ingest(rows iter.Seq2[[]byte, []byte]) error
+}

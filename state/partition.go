@@ -1,10 +1,8 @@
 package state
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
-	"iter"
 	"slices"
 )
 
@@ -28,26 +26,47 @@ type Partition struct {
 	db     Backend
 	stores map[string]*Store
 	order  []*Store
-	cells  map[string]*Cell
-	undo   []undo
+	cache  cache
+	size   int // bytes of keys and values in the overlay
+
+	undo    []undo
+	touched []*Cell // cells changed since Begin
+	record  uint64  // counts Begins, to find out what a record changed first
+
+	cells   map[string]*Cell
+	ordered []*Cell // in order of creation
+	keys    []byte  // backend keys of a batch, reused
 }
 
 // TaskRows is the name of the store of a task's own rows.
 const TaskRows = ""
 
+// An undo restores an entry of an overlay.
 type undo struct {
 	store *Store
-	key   string
-	prev  overlayRow
-	had   bool
+	entry *entry
+	value []byte
+	state entryState
 }
 
-// overlayRow is an uncommitted row; a nil value is a deletion.
-type overlayRow struct{ value []byte }
+// A PartitionOption configures [NewPartition].
+type PartitionOption interface{ applyPartition(*Partition) }
 
-// NewPartition returns the state of a task with the given stores.
-func NewPartition(db Backend, id TaskID, specs []Spec) *Partition {
-	p := &Partition{ID: id, db: db, stores: map[string]*Store{}, cells: map[string]*Cell{}}
+// WithCache makes the partition share the memory of c with the other partitions
+// of the instance. By default a partition has a cache of [DefaultCacheBytes] of
+// its own.
+func WithCache(c *CacheBudget) PartitionOption { return c }
+
+// NewPartition returns the state of a task with the given stores. It reads
+// nothing.
+func NewPartition(db Backend, id TaskID, specs []Spec, opts ...PartitionOption) *Partition {
+	p := &Partition{ID: id, db: db, stores: map[string]*Store{}, cells: map[string]*Cell{}, record: 1}
+	for _, o := range opts {
+		o.applyPartition(p)
+	}
+	if p.cache.budget == nil {
+		NewCacheBudget(DefaultCacheBytes).applyPartition(p)
+	}
 	p.add(Spec{Name: TaskRows})
 	for _, s := range specs {
 		p.add(s)
@@ -56,8 +75,7 @@ func NewPartition(db Backend, id TaskID, specs []Spec) *Partition {
 }
 
 func (p *Partition) add(spec Spec) {
-	prefix := StorePrefix(p.ID, spec.Name)
-	s := &Store{Spec: spec, part: p, prefix: prefix, overlay: map[string]overlayRow{}}
+	s := &Store{Spec: spec, part: p, prefix: StorePrefix(p.ID, spec.Name), rows: map[string]*entry{}}
 	p.stores[spec.Name] = s
 	p.order = append(p.order, s)
 }
@@ -79,187 +97,128 @@ func (p *Partition) Store(name string) *Store { return p.stores[name] }
 // Stores returns the stores in declaration order, the task's own rows first.
 func (p *Partition) Stores() []*Store { return p.order }
 
+// Size returns the bytes of keys and values in the overlay.
+func (p *Partition) Size() int { return p.size }
+
 // Begin starts a record: a later Rollback undoes the changes made from here.
-func (p *Partition) Begin() { p.undo = p.undo[:0] }
+func (p *Partition) Begin() {
+	p.undo = p.undo[:0]
+	p.touched = p.touched[:0]
+	p.record++
+}
 
 // Rollback undoes the changes since Begin.
 func (p *Partition) Rollback() {
 	for _, u := range slices.Backward(p.undo) {
-		if u.had {
-			u.store.overlay[u.key] = u.prev
-		} else {
-			delete(u.store.overlay, u.key)
-		}
+		u.store.undo(u)
 	}
-	p.undo = p.undo[:0]
-	for _, c := range p.cells {
-		c.loaded = false
+	for _, c := range p.touched {
+		c.value = c.before
 	}
+	p.Begin()
 }
 
 // Dirty reports whether there are uncommitted changes.
 func (p *Partition) Dirty() bool {
 	for _, s := range p.order {
-		if len(s.overlay) > 0 {
+		if len(s.dirty) > 0 {
+			return true
+		}
+	}
+	for _, c := range p.ordered {
+		if c.dirty() {
 			return true
 		}
 	}
 	return false
 }
 
-// Commit writes the net changes and the extra operations of b in one batch and
-// empties the overlay.
-func (p *Partition) Commit(b *Batch) error {
-	for _, s := range p.order {
-		for k, row := range s.overlay {
-			b.Set(append(bytes.Clone(s.prefix), k...), row.value)
+// Err returns the error of a cell that could not be read. The engine asks
+// before it logs the changes of a cycle, since a task must not commit results
+// that rest on such a cell.
+func (p *Partition) Err() error {
+	for _, c := range p.ordered {
+		if c.err != nil {
+			return c.err
 		}
 	}
-	if err := p.db.Write(b); err != nil {
-		return fmt.Errorf("state of task %s: %w", p.ID, err)
-	}
-	for _, s := range p.order {
-		clear(s.overlay)
-	}
-	p.undo = p.undo[:0]
 	return nil
 }
 
-// Abort drops all uncommitted changes.
-func (p *Partition) Abort() {
+// Commit writes the net changes and the extra operations of b in one batch,
+// drops window segments that have expired, and empties the overlay. The
+// operations it adds to b are valid until the next Commit.
+//
+// After an error nothing was written and the overlay is as it was; since the
+// changes may be in the changelog already, the task must reopen and restore.
+func (p *Partition) Commit(b *Batch) error {
+	if err := p.Err(); err != nil {
+		return err
+	}
+	size := p.size
 	for _, s := range p.order {
-		clear(s.overlay)
+		size += len(s.prefix) * len(s.dirty)
 	}
-	p.undo = p.undo[:0]
-	for _, c := range p.cells {
-		c.loaded = false
-	}
-}
-
-// A Store is one store of a task as bytes: committed rows with the overlay in
-// front.
-type Store struct {
-	Spec    Spec
-	part    *Partition
-	prefix  []byte
-	overlay map[string]overlayRow
-}
-
-// Get returns the row of key, or nil. The result must not be changed.
-func (s *Store) Get(key []byte) ([]byte, error) {
-	if row, ok := s.overlay[string(key)]; ok {
-		return row.value, nil
-	}
-	return s.part.db.Get(append(slices.Clip(s.prefix), key...))
-}
-
-// Put sets the row of key; a nil value deletes it. It keeps value.
-func (s *Store) Put(key, value []byte) {
-	k := string(key)
-	prev, had := s.overlay[k]
-	s.part.undo = append(s.part.undo, undo{s, k, prev, had})
-	s.overlay[k] = overlayRow{value}
-}
-
-// Scan iterates over the rows with from <= key < to, overlay included; a nil to
-// is open. The slices are valid until the next step and must not be changed.
-func (s *Store) Scan(from, to []byte, reverse bool) iter.Seq2[KV, error] {
-	return func(yield func(KV, error) bool) {
-		rows := newTree()
-		lower := append(slices.Clip(s.prefix), from...)
-		upper := prefixEnd(s.prefix)
-		if to != nil {
-			upper = append(slices.Clip(s.prefix), to...)
-		}
-		for kv, err := range s.part.db.Scan(lower, upper, false) {
-			if err != nil {
-				yield(KV{}, err)
-				return
-			}
-			rows.Set(KV{bytes.Clone(kv.Key[len(s.prefix):]), bytes.Clone(kv.Value)})
-		}
-		for k, row := range s.overlay {
-			key := []byte(k)
-			if bytes.Compare(key, from) < 0 || to != nil && bytes.Compare(key, to) >= 0 {
+	p.keys = slices.Grow(p.keys[:0], size)
+	for _, s := range p.order {
+		floor := s.expire(b)
+		for _, e := range s.dirty {
+			if e.key < floor {
+				s.set(e, nil) // its segment has just been dropped
 				continue
 			}
-			if row.value == nil {
-				rows.Delete(KV{Key: key})
-			} else {
-				rows.Set(KV{key, row.value})
-			}
-		}
-		step := func(kv KV) bool { return yield(kv, nil) }
-		if reverse {
-			rows.Reverse(step)
-		} else {
-			rows.Scan(step)
+			start := len(p.keys)
+			p.keys = append(append(p.keys, s.prefix...), e.key...)
+			b.Set(p.keys[start:len(p.keys):len(p.keys)], e.value)
 		}
 	}
-}
-
-// Changes iterates over the net uncommitted changes; a nil value is a deletion.
-func (s *Store) Changes() iter.Seq2[[]byte, []byte] {
-	return func(yield func(k, v []byte) bool) {
-		for k, row := range s.overlay {
-			if !yield([]byte(k), row.value) {
-				return
-			}
+	for _, c := range p.ordered {
+		if c.dirty() {
+			b.Set(slices.Concat(p.order[0].prefix, c.key), c.row())
 		}
 	}
-}
-
-// prefixEnd returns the smallest key greater than all keys with the prefix, or
-// nil if there is none.
-func prefixEnd(prefix []byte) []byte {
-	end := bytes.Clone(prefix)
-	for i := len(end) - 1; i >= 0; i-- {
-		if end[i] != 0xff {
-			end[i]++
-			return end[:i+1]
+	if len(b.Ops) > 0 {
+		if err := p.db.Write(b); err != nil {
+			return fmt.Errorf("state of task %s: %w", p.ID, err)
 		}
 	}
+	for _, s := range p.order {
+		for _, e := range s.dirty {
+			e.state = clean
+		}
+		s.settle()
+	}
+	for _, c := range p.ordered {
+		c.committed = c.value
+	}
+	p.finish()
+	p.cache.trim()
 	return nil
 }
 
-// A Cell is a durable number of a task, such as a stream time. It is a row of
-// the task and undone with the record that changed it.
-type Cell struct {
-	store  *Store
-	key    []byte
-	value  int64
-	loaded bool
-	err    error
+// Abort drops all uncommitted changes, and the cache with them.
+func (p *Partition) Abort() {
+	for _, s := range p.order {
+		clear(s.rows)
+		s.settle()
+	}
+	for _, c := range p.ordered {
+		c.loaded, c.err = false, nil
+		c.value, c.committed = 0, 0
+	}
+	p.cache.drop()
+	p.finish()
 }
 
-// Cell returns the cell of that name; its value before the first Set is -1.
-func (p *Partition) Cell(name string) *Cell {
-	c, ok := p.cells[name]
-	if !ok {
-		c = &Cell{store: p.stores[TaskRows], key: append([]byte{'c'}, name...)}
-		p.cells[name] = c
-	}
-	return c
+func (p *Partition) finish() {
+	clear(p.undo[:cap(p.undo)]) // it keeps replaced values alive
+	p.Begin()
+	p.size = 0
 }
 
-// Value returns the number. A failed read is reported by the next commit of the
-// task.
-func (c *Cell) Value() int64 {
-	if !c.loaded {
-		row, err := c.store.Get(c.key)
-		c.value, c.err, c.loaded = -1, err, true
-		if len(row) == 8 {
-			c.value = int64(binary.BigEndian.Uint64(row))
-		}
-	}
-	return c.value
-}
-
-// Set changes the number.
-func (c *Cell) Set(v int64) {
-	if c.loaded && c.value == v {
-		return
-	}
-	c.value, c.loaded = v, true
-	c.store.Put(c.key, binary.BigEndian.AppendUint64(nil, uint64(v)))
+// Close drops all uncommitted changes and gives the cache's share back. The
+// committed rows stay. Close is idempotent.
+func (p *Partition) Close() {
+	p.Abort()
+	p.cache.close()
 }

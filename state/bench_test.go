@@ -1,0 +1,87 @@
+package state
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+type textSerde struct{}
+
+func (textSerde) Append(dst []byte, s string) ([]byte, error) { return append(dst, s...), nil }
+func (textSerde) Decode(b []byte) (string, error)             { return string(b), nil }
+func (textSerde) Name() string                                { return "string" }
+
+type numberSerde struct{}
+
+func (numberSerde) Append(dst []byte, v int64) ([]byte, error) {
+	return binary.BigEndian.AppendUint64(dst, uint64(v)), nil
+}
+
+func (numberSerde) Decode(b []byte) (int64, error) {
+	if len(b) != 8 {
+		return 0, fmt.Errorf("%d bytes, not 8", len(b))
+	}
+	return int64(binary.BigEndian.Uint64(b)), nil
+}
+func (numberSerde) Name() string { return "int64" }
+
+func benchBackends(b *testing.B, run func(b *testing.B, db Backend)) {
+	b.Run("memory", func(b *testing.B) { run(b, NewMemory()) })
+	b.Run("pebble", func(b *testing.B) {
+		db, err := OpenPebble(b.TempDir(), FS(vfs.Default))
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer db.Close()
+		run(b, db)
+	})
+}
+
+// BenchmarkCount is the state's part of a count: read, add, write, in records of
+// their own, with a commit and its changelog rows every 100,000 records.
+func BenchmarkCount(b *testing.B) {
+	for _, keys := range []int{1, 100_000, 1_000_000} {
+		b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
+			benchBackends(b, func(b *testing.B, db Backend) {
+				names := make([]string, keys)
+				for i := range names {
+					names[i] = fmt.Sprintf("key-%08d", i)
+				}
+				spec := Spec{Name: "counts"}
+				p := NewPartition(db, TaskID{"count", 0}, []Spec{spec})
+				store := NewKeyValueStore(p.Store("counts"), textSerde{}, numberSerde{})
+				clock := p.Cell("stream-time")
+				rng := rand.New(rand.NewPCG(1, 2))
+				logged := 0
+				b.ReportAllocs()
+				b.ResetTimer()
+				for i := range b.N {
+					p.Begin()
+					clock.Set(int64(i))
+					key := names[rng.IntN(keys)]
+					n, _, err := store.Get(key)
+					if err == nil {
+						err = store.Put(key, n+1, int64(i))
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+					if i%100_000 == 99_999 {
+						for k, v := range p.Store("counts").Changes() {
+							k, v, _ = spec.ChangelogRecord(k, v, 0)
+							logged += len(k) + len(v)
+						}
+						if err := p.Commit(&Batch{}); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "updates/s")
+			})
+		})
+	}
+}
