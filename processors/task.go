@@ -63,13 +63,19 @@ type Call struct {
 	Step  string // the operator
 	Entry string // id of the entry
 	Round int    // which request of the entry this is
+	Ask   int    // how often the round was asked before
+	// Abandoned says that this call repeats one whose owner ended without a word.
+	Abandoned bool
 	// Slots bounds how many calls of the step run at once on an instance.
 	Slots int
 	// MaxWait bounds the time until a slot is granted; 0 waits without limit.
 	MaxWait time.Duration
+	// HandoverWait bounds how long the call may go on when its task is handed over.
+	HandoverWait time.Duration
 	// Run makes the call and returns the outcome as a loop record (key, value). It
 	// returns soon after ctx ends. It owns its retries, attempt timeout and
-	// deadline; the deadline starts with Run, when the slot has been granted.
+	// deadline; the deadline starts with Run, when the slot has been granted. A
+	// record with a nil Value says that ctx ended before there was an outcome.
 	Run func(ctx context.Context) Raw
 	// Waited returns the outcome for a call that was not granted a slot within
 	// MaxWait.

@@ -90,9 +90,10 @@ func (Failure_Reason) EnumDescriptor() ([]byte, []int) {
 
 // Header is one header of a Kafka record.
 type Header struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3,oneof" json:"value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kafka does not check that it is UTF-8.
+	Key           []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3,oneof" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -127,11 +128,11 @@ func (*Header) Descriptor() ([]byte, []int) {
 	return file_millrace_v1_entry_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *Header) GetKey() string {
+func (x *Header) GetKey() []byte {
 	if x != nil {
 		return x.Key
 	}
-	return ""
+	return nil
 }
 
 func (x *Header) GetValue() []byte {
@@ -739,7 +740,7 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\n" +
 	"\x17millrace/v1/entry.proto\x12\vmillrace.v1\"?\n" +
 	"\x06Header\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x19\n" +
 	"\x05value\x18\x02 \x01(\fH\x00R\x05value\x88\x01\x01B\b\n" +
 	"\x06_value\"\x98\x01\n" +
 	"\x05Event\x12\x15\n" +
