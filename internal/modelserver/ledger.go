@@ -60,12 +60,12 @@ type Stats struct {
 	Unlabeled int `json:"unlabeled"` // calls without an entry
 
 	// PaidTwice counts calls for an entry and round that was asked before, where
-	// the earlier call had ended under an owner that lived on, or whose answer
-	// was known to be durable: nobody needed to ask again.
+	// the earlier call was answered, or still ran, under an owner that lived on,
+	// or had an outcome known to be durable: nobody needed to ask again.
 	PaidTwice int `json:"paid_twice"`
 	// Interrupted counts calls for an entry and round that was asked before,
-	// where the owner of the earlier call died or had to cancel it before its
-	// answer was durable.
+	// where the owner of the earlier call died, or had to cancel it, before its
+	// outcome was durable.
 	Interrupted int `json:"interrupted"`
 	// Retried counts further attempts of the same owner after an attempt that
 	// brought no usable answer.
@@ -266,31 +266,21 @@ func (l *Ledger) compare(first, again *Call, durable time.Time) verdict {
 	ended := first.outcome != Running && !first.end.After(again.start)
 	nextAttempt := first.id.Owner == again.id.Owner && (again.id.Attempt == 0 || again.id.Attempt > first.id.Attempt)
 	switch {
-	case ended && first.outcome == Answered && before(durable):
+	case ended && before(durable):
 		return paidTwice
 	case before(l.died[first.id.Owner]):
 		return interrupted
+	case !ended && first.outcome != Gone: // two at once
+		return paidTwice
 	case ended && first.outcome == Answered:
 		if before(first.hungUp) && first.hungUp.Sub(first.end) < hangUp {
 			return interrupted // it was cancelled, or timed out, while its answer was on the way
 		}
 		return paidTwice
-	case ended && first.outcome == Gone:
-		if nextAttempt {
-			return retried
-		}
-		return interrupted
-	case ended: // refused, broken or unusable
-		if nextAttempt {
-			return retried
-		}
-		return paidTwice
-	default: // two at once
-		if first.outcome == Gone {
-			return interrupted
-		}
-		return paidTwice
+	case ended && nextAttempt:
+		return retried
 	}
+	return interrupted // cancelled, in an attempt or between two
 }
 
 // A line is one event of a ledger's journal.

@@ -106,9 +106,14 @@ func TestLedgerJudges(t *testing.T) {
 			l.Begin(id("w1", 0)).End(Refused)
 			l.Begin(id("w1", 0)).End(Answered)
 		}, Stats{Retried: 1}},
-		{"the same attempt twice, though it had failed", func(l *Ledger) {
+		{"cancelled between two attempts", func(l *Ledger) {
 			l.Begin(id("w1", 1)).End(Refused)
-			l.Begin(id("w1", 1)).End(Answered)
+			l.Begin(id("w2", 1)).End(Answered)
+		}, Stats{Interrupted: 1}},
+		{"failed for good, durably, then asked again", func(l *Ledger) {
+			l.Begin(id("w1", 1)).End(Refused)
+			l.Durable("sentiment/1/7", 0)
+			l.Begin(id("w2", 1)).End(Answered)
 		}, Stats{PaidTwice: 1}},
 		{"refused, then the owner died", func(l *Ledger) {
 			l.Begin(id("w1", 1)).End(Refused)
