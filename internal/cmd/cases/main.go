@@ -1,0 +1,59 @@
+// Command cases runs conformance cases on the topology test driver and prints
+// one JSON line per case:
+//
+//	{"name": "testInner", "pass": true, "got": [{"key": 1, "value": "A-a", "timestamp": 5, "after": 3}]}
+//
+// A case that needs an operator that does not exist yet fails with the reason in
+// "unsupported". The exit status is 1 if a supported case fails and 2 if a file
+// cannot be read.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "usage: cases FILE...")
+		os.Exit(2)
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// A result is the printed line of a case.
+type result struct {
+	Name        string   `json:"name"`
+	Pass        bool     `json:"pass"`
+	Got         []output `json:"got"`
+	Unsupported string   `json:"unsupported,omitempty"`
+	Error       string   `json:"error,omitempty"`
+}
+
+// run runs the cases of all files and returns the exit status.
+func run(files []string, stdout, stderr io.Writer) int {
+	status := 0
+	lines := json.NewEncoder(stdout)
+	lines.SetEscapeHTML(false)
+	for _, file := range files {
+		s, err := readSuite(file)
+		if err != nil {
+			fmt.Fprintf(stderr, "cases: %v\n", err)
+			status = 2
+			continue
+		}
+		for _, c := range s.Cases {
+			r := c.run()
+			if err := lines.Encode(r); err != nil {
+				fmt.Fprintf(stderr, "cases: %v\n", err)
+				return 2
+			}
+			if !r.Pass && r.Unsupported == "" {
+				status = max(status, 1)
+			}
+		}
+	}
+	return status
+}

@@ -1,0 +1,75 @@
+package topologytest
+
+import (
+	"context"
+	"slices"
+
+	"github.com/millrace/millrace/processors"
+)
+
+// A Call is a call of an asynchronous step that waits for the test: the driver
+// never makes it by itself. Its outcome goes through the step's loop topic and is
+// processed, with all it causes, before the method returns. A call has one
+// outcome: later ones end the test.
+type Call struct {
+	Step  string
+	Entry string // id of the in-flight entry
+	Round int    // which request of the entry this is
+
+	task *task
+	call processors.Call
+}
+
+// Calls returns the calls that have been dispatched and have no outcome yet, in
+// order.
+func (d *Driver) Calls() []*Call { return slices.Clone(d.calls) }
+
+// Run makes the call: it runs the step's function, with its attempts and their
+// pauses, in the test's goroutine.
+func (c *Call) Run() {
+	c.task.d.t.Helper()
+	c.end(c.call.Run(c.task.ctx))
+}
+
+// TimeOut ends the call as one that got no slot within MaxWait.
+func (c *Call) TimeOut() {
+	c.task.d.t.Helper()
+	c.end(c.call.Waited())
+}
+
+// Fail ends the call as one whose answer was too large or could not be encoded.
+func (c *Call) Fail(err error) {
+	c.task.d.t.Helper()
+	c.end(c.call.Failed(err))
+}
+
+// Release ends the call without an outcome, as an instance does that hands its
+// task over: the step asks again.
+func (c *Call) Release() {
+	c.task.d.t.Helper()
+	c.end(c.call.Released())
+}
+
+// Cancel runs the step's function with a context that has ended.
+func (c *Call) Cancel() {
+	c.task.d.t.Helper()
+	ctx, cancel := context.WithCancel(c.task.ctx)
+	cancel()
+	c.call.Run(ctx)
+	c.end(c.call.Released())
+}
+
+// end appends an outcome to the loop topic.
+func (c *Call) end(rec processors.Raw) {
+	d := c.task.d
+	d.t.Helper()
+	at := slices.Index(d.calls, c)
+	if at < 0 {
+		d.t.Fatalf("topologytest: the call of entry %s, round %d, of step %q has its outcome or was given up", c.Entry, c.Round, c.Step)
+	}
+	d.calls = slices.Delete(d.calls, at, at+1)
+	if err := d.write(c.task.sub.LoopTopic, c.task.part.ID.Partition, rec); err != nil {
+		d.t.Fatalf("topologytest: %v", err)
+	}
+	d.run()
+}

@@ -1,0 +1,315 @@
+// Package topologytest runs a topology without a broker: a test pipes records
+// into its topics, reads what it writes, looks into its stores, moves the wall
+// clock and answers asynchronous calls by hand.
+//
+// A [Driver] behaves like the engine, one record at a time: each is processed
+// with its outputs, state changes and calls as one transaction, and everything it
+// causes, also through repartition topics, ends before Pipe returns. Nothing
+// sleeps and nothing runs in the background, so tests are deterministic. A driver
+// is not safe for concurrent use; it may be used in a testing/synctest bubble.
+package topologytest
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace/millrace/processors"
+	"github.com/millrace/millrace/state"
+	"github.com/millrace/millrace/topology"
+)
+
+// A Driver runs the tasks of a topology.
+type Driver struct {
+	t      testing.TB
+	top    *topology.Topology
+	now    time.Time
+	parts  int32
+	policy func(*processors.Error) processors.Action
+
+	topics  map[string]*topic
+	tasks   []*task
+	globals *state.Partition
+	db      state.Backend
+	starts  int // how often the application was started
+
+	calls    []*Call
+	drops    []Drop
+	failures []Failure
+}
+
+// A topic is what was written to a topic.
+type topic struct {
+	partitions [][]processors.Raw
+	all        []processors.Raw // in order of arrival
+	read       int              // of all, by RawOutput and Output
+	keyless    int32            // records without a key so far
+}
+
+// A Drop is a record that an operator dropped.
+type Drop struct {
+	Task   state.TaskID
+	Step   string
+	Reason string // "null-key", "null-value", "late", ...
+}
+
+// A Failure is a record whose processing failed and what became of it.
+type Failure struct {
+	Task   state.TaskID
+	Record processors.Raw // its Topic is empty for a punctuation
+	Err    *processors.Error
+	Action processors.Action
+}
+
+// An Option configures a [Driver].
+type Option func(*Driver)
+
+// Partitions sets the partition count of all topics but repartition topics with
+// a count of their own. Default: 1.
+func Partitions(n int32) Option { return func(d *Driver) { d.parts = n } }
+
+// Now sets the wall clock. Default: 2000-01-01 00:00:00 UTC.
+func Now(t time.Time) Option { return func(d *Driver) { d.now = t } }
+
+// OnError sets what becomes of records that fail, unless the step decides itself.
+// Default: they are dead-lettered.
+func OnError(policy func(*processors.Error) processors.Action) Option {
+	return func(d *Driver) { d.policy = policy }
+}
+
+// New builds the topology and starts its tasks. A mistake in the topology ends
+// the test.
+func New(t testing.TB, b *topology.Builder, opts ...Option) *Driver {
+	t.Helper()
+	top, err := b.Build()
+	if err != nil {
+		t.Fatalf("topologytest: %v", err)
+	}
+	d := &Driver{
+		t: t, top: top, parts: 1, now: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
+		policy: func(*processors.Error) processors.Action { return processors.DeadLetter },
+		topics: map[string]*topic{}, db: state.NewMemory(),
+	}
+	for _, opt := range opts {
+		opt(d)
+	}
+	if d.parts < 1 {
+		t.Fatalf("topologytest: %d partitions; use 1 or more", d.parts)
+	}
+	t.Cleanup(d.stop)
+	d.start()
+	d.run()
+	return d
+}
+
+// Topology returns the topology that the driver runs.
+func (d *Driver) Topology() *topology.Topology { return d.top }
+
+// Restart ends the application and starts it again on its committed state, as
+// after a kill. Calls that were not answered are lost with the process.
+func (d *Driver) Restart() {
+	d.t.Helper()
+	d.stop()
+	d.calls = nil
+	d.start()
+	d.run()
+}
+
+func (d *Driver) start() {
+	d.t.Helper()
+	d.starts++
+	for _, s := range d.top.Subs {
+		for _, src := range s.Sources {
+			if src.Internal != nil && src.Internal.Partitions > 0 {
+				d.topic(src.Topic, src.Internal.Partitions)
+			}
+		}
+	}
+	var specs []state.Spec
+	for _, g := range d.top.Globals {
+		specs = append(specs, g.Store)
+	}
+	d.globals = state.NewPartition(d.db, state.TaskID{SubTopology: "global"}, specs)
+	old := d.tasks
+	d.tasks = nil
+	for _, s := range d.top.Subs {
+		n := int32(1)
+		for _, src := range s.Sources {
+			n = max(n, int32(len(d.topic(src.Topic, d.parts).partitions)))
+		}
+		for p := range n {
+			t := d.newTask(s, p)
+			for _, o := range old {
+				if o.part.ID == t.part.ID {
+					t.resume(o)
+				}
+			}
+			d.tasks = append(d.tasks, t)
+		}
+	}
+	for _, t := range d.tasks {
+		t.start()
+	}
+}
+
+func (d *Driver) stop() {
+	for _, t := range d.tasks {
+		t.stop()
+	}
+}
+
+// topic returns a topic, made with n partitions if there is none.
+func (d *Driver) topic(name string, n int32) *topic {
+	tp, ok := d.topics[name]
+	if !ok {
+		tp = &topic{partitions: make([][]processors.Raw, n)}
+		d.topics[name] = tp
+	}
+	return tp
+}
+
+// run processes what the topics hold until the application is quiet.
+func (d *Driver) run() {
+	d.t.Helper()
+	for busy := true; busy; {
+		busy = false
+		for _, t := range d.tasks {
+			for t.step() {
+				busy = true
+			}
+		}
+	}
+}
+
+// PipeRaw writes a record as bytes to a topic and processes it. With partition
+// < 0 it goes to the partition of its key. Its Topic, Partition and Offset are
+// set by the driver; nil key and value are nulls. A topic that the topology does
+// not read ends the test.
+func (d *Driver) PipeRaw(topic string, partition int32, rec processors.Raw) {
+	d.t.Helper()
+	if !d.reads(topic) {
+		d.t.Fatalf("topologytest: the topology does not read topic %q", topic)
+	}
+	rec.Key, rec.Value = bytes.Clone(rec.Key), bytes.Clone(rec.Value)
+	if err := d.write(topic, partition, rec); err != nil {
+		d.t.Fatalf("topologytest: %v", err)
+	}
+	d.run()
+}
+
+func (d *Driver) reads(topic string) bool {
+	for _, g := range d.top.Globals {
+		if g.Topic == topic {
+			return true
+		}
+	}
+	for _, s := range d.top.Subs {
+		for _, src := range s.Sources {
+			if src.Topic == topic {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// write appends a record to a topic.
+func (d *Driver) write(name string, partition int32, rec processors.Raw) error {
+	tp := d.topic(name, d.parts)
+	n := int32(len(tp.partitions))
+	switch {
+	case partition >= n:
+		return fmt.Errorf("topic %q has %d partitions, the record is for partition %d", name, n, partition)
+	case partition < 0 && rec.Key == nil:
+		partition = tp.keyless % n
+		tp.keyless++
+	case partition < 0:
+		partition = partitionOf(rec.Key, n)
+	}
+	rec.Topic, rec.Partition, rec.Offset = name, partition, int64(len(tp.partitions[partition]))
+	tp.partitions[partition] = append(tp.partitions[partition], rec)
+	tp.all = append(tp.all, rec)
+	for _, g := range d.top.Globals {
+		if g.Topic == name {
+			if err := d.applyGlobal(g, &rec); err != nil {
+				return fmt.Errorf("global table %q: %w", g.Store.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (d *Driver) applyGlobal(g topology.GlobalSource, rec *processors.Raw) error {
+	key, row, err := g.Apply(rec)
+	if err != nil || key == nil {
+		return err
+	}
+	d.globals.Begin()
+	d.globals.Store(g.Store.Name).Put(bytes.Clone(key), row)
+	return d.globals.Commit(&state.Batch{})
+}
+
+// partitionOf is the partition of a key by Kafka's murmur2.
+func partitionOf(key []byte, n int32) int32 {
+	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("").Partition(&kgo.Record{Key: key}, int(n)))
+}
+
+// Advance moves the wall clock forward, runs the wall-clock punctuations that are
+// due at the new time, and tries again the records that wait for a retry.
+func (d *Driver) Advance(by time.Duration) {
+	d.t.Helper()
+	d.now = d.now.Add(by)
+	for _, t := range d.tasks {
+		t.retry = false
+		t.tick()
+	}
+	d.run()
+}
+
+// Now returns the wall clock.
+func (d *Driver) Now() time.Time { return d.now }
+
+// Drops returns the records that operators dropped so far, in order.
+func (d *Driver) Drops() []Drop { return slices.Clone(d.drops) }
+
+// Failures returns the records that failed so far, in order. What they did was
+// undone. A record that is retried fails again at every attempt; a task that a
+// record stopped takes no more records until Restart.
+func (d *Driver) Failures() []Failure { return slices.Clone(d.failures) }
+
+// DeadLetters returns the dead letters so far, in order of topic and arrival.
+func (d *Driver) DeadLetters() []processors.Raw {
+	var letters []processors.Raw
+	for _, name := range d.deadLetterTopics() {
+		if tp := d.topics[name]; tp != nil {
+			letters = append(letters, tp.all...)
+		}
+	}
+	return letters
+}
+
+func (d *Driver) deadLetterTopics() []string {
+	var names []string
+	for _, s := range d.top.Subs {
+		names = append(names, s.DeadLetterTopic)
+	}
+	slices.SortFunc(names, cmp.Compare[string])
+	return slices.Compact(names)
+}
+
+// RawOutput returns the records written to a topic since the last call, or since
+// an [Output] of the topic last read it.
+func (d *Driver) RawOutput(topic string) []processors.Raw {
+	tp := d.topics[topic]
+	if tp == nil {
+		return nil
+	}
+	recs := slices.Clone(tp.all[tp.read:])
+	tp.read = len(tp.all)
+	return recs
+}
