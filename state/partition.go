@@ -36,6 +36,7 @@ type Partition struct {
 	cells   map[string]*Cell
 	ordered []*Cell // in order of creation
 	keys    []byte  // backend keys of a batch, reused
+	sorter  sorter
 }
 
 // TaskRows is the name of the store of a task's own rows.
@@ -155,14 +156,18 @@ func (p *Partition) Commit(b *Batch) error {
 	if err := p.Err(); err != nil {
 		return err
 	}
-	size := p.size
+	size, rows := p.size, len(p.ordered)
 	for _, s := range p.order {
 		size += len(s.prefix) * len(s.dirty)
+		rows += len(s.dirty)
 	}
 	p.keys = slices.Grow(p.keys[:0], size)
+	b.Ops = slices.Grow(b.Ops, rows)
 	for _, s := range p.order {
 		floor := s.expire(b)
-		for _, e := range s.dirty {
+		order := sortKeys(&p.sorter, len(s.dirty), func(i int32) string { return s.dirty[i].key })
+		for _, h := range order {
+			e := s.dirty[h.at]
 			if e.key < floor {
 				s.set(e, nil) // its segment has just been dropped
 				continue

@@ -60,42 +60,42 @@ func (s *Spec) ChangelogRecord(rowKey, row []byte, now int64) (key, value []byte
 
 // RestoreRow is the inverse of [Spec.ChangelogRecord]: it returns the row that a
 // record of the store's changelog, or of its source topic, stands for. A nil
-// value, Kafka's tombstone, gives a nil row: a deletion. Key and row may alias
-// the arguments. The error says why the record cannot be one of this store.
+// value, Kafka's tombstone, gives a nil row: a deletion. The result is in memory
+// of its own. The error says why the record cannot be one of this store.
 func (s *Spec) RestoreRow(key, value []byte, timestamp int64) (rowKey, row []byte, err error) {
-	return s.AppendRestored(nil, nil, key, value, timestamp)
+	if rowKey, err = s.appendRowKey(nil, key, value); err != nil || value == nil {
+		return rowKey, nil, err
+	}
+	row = make([]byte, 0, timestampSize+len(value))
+	return rowKey, s.appendRowValue(row, value, timestamp), nil
 }
 
-// AppendRestored is [Spec.RestoreRow] that appends to the given slices. A
-// deletion gives a nil row.
-func (s *Spec) AppendRestored(dstKey, dstRow, key, value []byte, timestamp int64) (rowKey, row []byte, err error) {
+// appendRowKey checks a record of the changelog and appends the key of its row.
+func (s *Spec) appendRowKey(dst, key, value []byte) ([]byte, error) {
 	if key == nil {
-		return nil, nil, fmt.Errorf("store %q: a changelog record without a key", s.Name)
+		return dst, fmt.Errorf("store %q: a changelog record without a key", s.Name)
 	}
-	if s.Name != TaskRows && s.Kind == Window {
-		user := len(key) - 8
-		if user < 0 {
-			return nil, nil, fmt.Errorf("store %q: a changelog key of %d bytes has no window start", s.Name, len(key))
-		}
-		start := int64(binary.BigEndian.Uint64(key[user:]))
-		if start < 0 {
-			return nil, nil, fmt.Errorf("store %q: a changelog key with window start %d", s.Name, start)
-		}
-		if value != nil && len(value) < timestampSize {
-			return nil, nil, fmt.Errorf("store %q: a changelog value of %d bytes has no timestamp", s.Name, len(value))
-		}
-		rowKey = s.appendWindowKey(dstKey, key[:user], start)
-	} else {
-		rowKey = append(dstKey, key...)
+	if s.Name == TaskRows || s.Kind != Window {
+		return append(dst, key...), nil
 	}
-	if value == nil {
-		return rowKey, nil, nil
+	user := len(key) - 8
+	if user < 0 {
+		return dst, fmt.Errorf("store %q: a changelog key of %d bytes has no window start", s.Name, len(key))
 	}
-	if dstRow == nil {
-		dstRow = make([]byte, 0, timestampSize+len(value))
+	start := int64(binary.BigEndian.Uint64(key[user:]))
+	if start < 0 {
+		return dst, fmt.Errorf("store %q: a changelog key with window start %d", s.Name, start)
 	}
+	if value != nil && len(value) < timestampSize {
+		return dst, fmt.Errorf("store %q: a changelog value of %d bytes has no timestamp", s.Name, len(value))
+	}
+	return s.appendWindowKey(dst, key[:user], start), nil
+}
+
+// appendRowValue appends the row of a changelog value that is not nil.
+func (s *Spec) appendRowValue(dst, value []byte, timestamp int64) []byte {
 	if s.Name != TaskRows && s.Kind == KeyValue {
-		dstRow = AppendRow(dstRow, timestamp)
+		dst = AppendRow(dst, timestamp)
 	}
-	return rowKey, append(dstRow, value...), nil
+	return append(dst, value...)
 }
