@@ -22,9 +22,10 @@ func (b *Builder) Build() (*Topology, error) {
 		return nil, errors.Join(errs...)
 	}
 	t := &Topology{App: b.app, Globals: slices.Clone(b.global)}
-	names := map[string]bool{}
-	for _, p := range b.cut() {
-		t.Subs = append(t.Subs, b.compile(p, names))
+	pieces := b.cut()
+	names := nameAll(pieces)
+	for i, p := range pieces {
+		t.Subs = append(t.Subs, b.compile(p, names[i]))
 	}
 	if errs := t.checkInternal(b); len(errs) > 0 {
 		return nil, errors.Join(errs...)
@@ -32,16 +33,12 @@ func (b *Builder) Build() (*Topology, error) {
 	return t, nil
 }
 
-// compile turns a piece into a sub-topology. names holds those that are taken.
-func (b *Builder) compile(p *piece, names map[string]bool) *SubTopology {
-	s := &SubTopology{App: b.app, piece: p}
-	s.Name = p.name()
-	for names[s.Name] { // only names made from topics can collide
-		s.Name += "-stream"
+// compile turns a piece into a sub-topology of that name.
+func (b *Builder) compile(p *piece, name string) *SubTopology {
+	s := &SubTopology{
+		App: b.app, Name: name, piece: p,
+		KafkaGroup: b.app, GokaGroup: b.app + "." + name + "-task", DeadLetterTopic: b.app + ".dlq",
 	}
-	names[s.Name] = true
-	s.KafkaGroup, s.DeadLetterTopic = b.app, b.app+".dlq"
-	s.GokaGroup = b.app + "." + s.Name + "-task"
 	if p.async != nil {
 		s.KafkaGroup = b.app + "." + s.Name
 		s.GokaGroup = s.KafkaGroup
@@ -100,28 +97,51 @@ func (s *SubTopology) addSource(n *node) {
 	}
 }
 
-// name returns the first name the piece owns in sorted order, or that of its
-// first topic if it owns nothing.
-func (p *piece) name() string {
+// nameAll names the pieces: by the first name each owns in sorted order, or by
+// its first topic if it owns none. The names of steps, stores and groups differ,
+// so only a topic's name can be taken; such a piece keeps no state under it.
+func nameAll(pieces []*piece) []string {
+	names := make([]string, len(pieces))
+	taken := map[string]bool{}
+	for i, p := range pieces {
+		names[i] = p.owned()
+		taken[names[i]] = true
+	}
+	for i, p := range pieces {
+		if names[i] != "" {
+			continue
+		}
+		var topics []string
+		for _, i := range p.instances {
+			if i.read {
+				topics = append(topics, i.n.topic)
+			}
+		}
+		names[i] = slices.Min(topics)
+		for taken[names[i]] {
+			names[i] += "-stream"
+		}
+		taken[names[i]] = true
+	}
+	return names
+}
+
+// owned returns the first name the piece owns in sorted order, or "".
+func (p *piece) owned() string {
 	if p.async != nil {
 		return p.async.name
 	}
-	var owned, topics []string
+	var owned []string
 	for _, i := range p.instances {
-		switch {
-		case i.n.kind == kindStateful || i.n.kind == kindRepartition && i.read:
-			if !i.n.auto {
-				owned = append(owned, i.n.name)
-			}
-		case i.read:
-			topics = append(topics, i.n.topic)
+		if !i.n.auto && (i.n.kind == kindStateful || i.n.kind == kindRepartition && i.read) {
+			owned = append(owned, i.n.name)
 		}
 		owned = append(owned, i.n.uses...)
 	}
-	if len(owned) > 0 {
-		return slices.Min(owned)
+	if len(owned) == 0 {
+		return ""
 	}
-	return slices.Min(topics)
+	return slices.Min(owned)
 }
 
 // aligned reports whether all sources of the piece need the same partition
@@ -209,6 +229,13 @@ func (b *Builder) checkNodes() []error {
 		case kindStateless:
 			if len(used) == 0 && n.op != "peek" {
 				errs = append(errs, fmt.Errorf("%s: nothing uses its result; end it with To or ForEach, or remove it", what))
+			}
+		}
+		if n.kind == kindAsync && n.outs > 1 && n.run != nil && n.fallback != used[1] {
+			if n.fallback {
+				errs = append(errs, fmt.Errorf("%s: nothing uses its fallbacks, which OnFailure asks for; end them with To, or leave OnFailure out", what))
+			} else {
+				errs = append(errs, fmt.Errorf("%s: its fallbacks never hold an event; pass OnFailure(FallbackEvent), or remove what uses them", what))
 			}
 		}
 		if n.kind == kindAsync && n.auto {

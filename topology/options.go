@@ -52,7 +52,14 @@ type StepOption interface{ step(*node) }
 
 // Named gives a step an explicit name, which Describe, metrics and dead letters
 // show. Default: made from the step's kind and its place in the topology.
-func Named(name string) StepOption { return named(name) }
+func Named(name string) NameOption { return named(name) }
+
+// A NameOption fits sources, steps and sinks.
+type NameOption interface {
+	SourceOption
+	StepOption
+	SinkOption
+}
 
 type named string
 

@@ -84,6 +84,9 @@ func process[KIn, VIn, KOut, VOut any](s *KStream[KIn, VIn], op, name string, ne
 	link func(processors.Forward[KOut, VOut]) (processors.Forward[KOut, VOut], around[KIn, VIn]),
 ) port {
 	b := s.b
+	if name == "" {
+		b.fail("%s: it has no name; a processor needs an explicit one", op)
+	}
 	if newProcessor == nil {
 		b.fail("%s %q: the function that makes processors is nil", op, name)
 	}
