@@ -41,6 +41,8 @@ type node struct {
 	source *sourceConfig // sources and repartitions
 	outs   int           // number of output slots; 0 counts as 1
 	labels []string      // names of the output slots, for Describe
+	// fallback says that the second output of an asynchronous step is used.
+	fallback bool
 
 	// start returns the running operator's inputs, one boxed processors.Forward
 	// per input slot. out holds, per output slot, the boxed processors.Forward of
@@ -84,6 +86,7 @@ type sourceConfig struct {
 // called.
 type operator struct {
 	inputs []any
+	async  *processors.Async // of an asynchronous step
 	// loop takes a record of the sub-topology's loop topic.
 	loop func(rec *processors.Raw) error
 	// capacity, pending and reset are those of [Pipeline].

@@ -11,13 +11,18 @@ import (
 // pipeline is the running operators of one task.
 type pipeline struct {
 	sources [][]func(*processors.Raw) error // per source, one per node that reads it
+	topics  []string                        // of the sources
 	loop    func(*processors.Raw) error
+	async   *processors.Async // the asynchronous step, if there is one
 	ops     []*operator
 }
 
 // start instantiates the operators of a piece, children first.
 func (p *piece) start(t processors.Task, sources []Source) (Pipeline, error) {
 	run := &pipeline{sources: make([][]func(*processors.Raw) error, len(sources))}
+	for _, src := range sources {
+		run.topics = append(run.topics, src.Topic)
+	}
 	inputs := map[instance][]any{}
 	for _, i := range slices.Backward(p.instances) {
 		out := make([][]any, max(i.n.outs, 1))
@@ -44,7 +49,7 @@ func (p *piece) start(t processors.Task, sources []Source) (Pipeline, error) {
 		inputs[i] = op.inputs
 		run.ops = append(run.ops, op)
 		if op.loop != nil {
-			run.loop = op.loop
+			run.loop, run.async = op.loop, op.async
 		}
 	}
 	for _, reads := range run.sources {
@@ -69,6 +74,9 @@ func (p *pipeline) Process(source int, rec *processors.Raw) (err error) {
 	}()
 	if source == len(p.sources) && p.loop != nil {
 		return p.loop(rec)
+	}
+	if p.async != nil && p.async.Seen(rec) {
+		return nil // before a restart; its result was not out
 	}
 	for _, read := range p.sources[source] {
 		if err := read(rec); err != nil {
