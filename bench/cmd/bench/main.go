@@ -38,8 +38,7 @@ type config struct {
 	brokers                   string
 	brokerPID                 int
 	dir                       string
-	results                   string
-	readme                    string
+	readme, section           string
 	quick                     bool
 }
 
@@ -64,8 +63,8 @@ func flags() (config, error) {
 	flag.StringVar(&c.brokers, "brokers", "", "address of a running broker; empty starts one")
 	flag.IntVar(&c.brokerPID, "broker-pid", 0, "process of the broker at -brokers, for its CPU")
 	flag.StringVar(&c.dir, "dir", ".work", "directory for state, binaries and the broker")
-	flag.StringVar(&c.results, "results", "", "file to write the results to, as markdown")
-	flag.StringVar(&c.readme, "readme", "", "file in which to replace the results between the markers")
+	flag.StringVar(&c.readme, "readme", "", "markdown file in which to replace the results of -section")
+	flag.StringVar(&c.section, "section", "", "section of -readme, between <!-- NAME: begin --> and <!-- NAME: end -->")
 	flag.BoolVar(&c.quick, "quick", false, "small sizes and one round: shows that everything works, measures little")
 	flag.Parse()
 	if c.quick {
@@ -181,38 +180,28 @@ func run(ctx context.Context) error {
 func (h *harness) publish(ctx context.Context) error {
 	text := h.report.markdown(preamble(ctx, h.cfg))
 	fmt.Print(text)
-	if h.cfg.results != "" {
-		if err := os.MkdirAll(filepath.Dir(h.cfg.results), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(h.cfg.results, []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	if h.cfg.readme != "" {
-		if err := replaceResults(h.cfg.readme, text); err != nil {
-			return err
-		}
-	}
 	if h.report.failed > 0 {
-		return fmt.Errorf("%d runs failed, see the notes", h.report.failed)
+		return fmt.Errorf("%d runs failed, see the notes: nothing is published", h.report.failed)
 	}
-	return nil
+	if h.cfg.readme == "" {
+		return nil
+	}
+	return replaceSection(h.cfg.readme, h.cfg.section, text)
 }
 
-const resultsBegin, resultsEnd = "<!-- results: begin -->\n", "<!-- results: end -->"
-
-func replaceResults(file, text string) error {
+// replaceSection replaces what is between the markers of a section of a file.
+func replaceSection(file, section, text string) error {
+	begin, end := "<!-- "+section+": begin -->\n", "<!-- "+section+": end -->"
 	old, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	before, rest, ok1 := strings.Cut(string(old), resultsBegin)
-	_, after, ok2 := strings.Cut(rest, resultsEnd)
+	before, rest, ok1 := strings.Cut(string(old), begin)
+	_, after, ok2 := strings.Cut(rest, end)
 	if !ok1 || !ok2 {
-		return fmt.Errorf("%s has no lines %q and %q", file, strings.TrimSpace(resultsBegin), resultsEnd)
+		return fmt.Errorf("%s has no lines %q and %q", file, strings.TrimSpace(begin), end)
 	}
-	return os.WriteFile(file, []byte(before+resultsBegin+text+resultsEnd+after), 0o644)
+	return os.WriteFile(file, []byte(before+begin+text+end+after), 0o644)
 }
 
 // rounds runs every chosen arm that qualifies once a round, in an order that
