@@ -4,20 +4,110 @@
 GO       ?= go
 BIN      := .build/bin
 VALIDATE := .build/protovalidate/buf/validate/validate.proto
+# The revision that "make check" compares the .proto files with.
+BASE     ?= main
+# How long "make fuzz" gives each target.
+FUZZTIME ?= 10s
+# The folder of conformance cases for "make cases".
+CASES    ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
-# --- code generation -------------------------------------------------------
+# --- running and testing ---------------------------------------------------
+
+.PHONY: demo
+demo: ## enrich 3,708 review sentences on an embedded broker
+	$(GO) run ./cmd/millrace demo
+
+.PHONY: test
+test: ## unit tests and simulation
+	$(GO) test ./...
+	@command -v java >/dev/null && command -v mvn >/dev/null || \
+		echo "skipped: the tests against Apache Kafka (make integration), since Java or Maven is missing"
+
+.PHONY: race
+race: ## the same under the race detector
+	$(GO) test -race ./...
+
+# One package at a time: each starts a broker of its own.
+INTEGRATION = $$(grep -rl --include='*_test.go' '^//go:build integration' . | xargs -n1 dirname | sort -u)
+.PHONY: integration
+integration: ## tests against Apache Kafka, transaction.version 1 and 2 (Java)
+	$(GO) run ./internal/cmd/kafka -fetch
+	MILLRACE_TRANSACTION_VERSION=1 $(GO) test -tags integration -p 1 -count 1 -timeout 20m $(INTEGRATION)
+	MILLRACE_TRANSACTION_VERSION=2 $(GO) test -tags integration -p 1 -count 1 -timeout 20m $(INTEGRATION)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | while IFS=: read -r file line; do \
+		echo "$${line#func } ($$(dirname "$$file"))"; \
+		$(GO) test -run '^$$' -fuzz "^$${line#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
+	done
+
+.PHONY: cases
+cases: ## one JSON line for each conformance case in the folder CASES
+	@test -n "$(CASES)" || { echo 'name the folder: make cases CASES=DIR'; exit 1; }
+	$(GO) run ./internal/cmd/cases $(CASES)/*.json
+
+.PHONY: kafka
+kafka: ## run an Apache Kafka on a free port until Ctrl-C (Java)
+	$(GO) run ./internal/cmd/kafka
+
+.PHONY: chaos
+chaos: ## kill workers and brokers for long, then check every record (Java)
+	$(GO) run ./internal/cmd/chaos
+
+.PHONY: bench
+bench: ## Millrace and a bare franz-go loop (Java)
+	cd bench && $(GO) run ./cmd/bench -readme README.md -section bench
+
+.PHONY: bench-peers
+bench-peers: ## also Kafka Streams and goka (Java)
+	cd bench && $(GO) run ./cmd/bench -arms all -suites pass,count,restore,restart,latency,idle -readme README.md -section peers
+
+# --- checks ----------------------------------------------------------------
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint $(BIN)/buf $(VALIDATE) ## golangci-lint and buf lint
+	$(BIN)/golangci-lint run ./...
+	$(BIN)/buf lint
+
+.PHONY: check
+check: check-generated lint check-breaking ## generated code, lint, .proto compatibility and go.mod
+	$(GO) mod verify
+	$(GO) mod tidy -diff
+	cd bench && $(GO) mod tidy -diff
+
+.PHONY: check-generated
+check-generated: generate ## fail if the generated code in the tree is not what the .proto files give
+	@git diff --exit-code -- '*.pb.go' && \
+		test -z "$$(git ls-files --others --exclude-standard -- '*.pb.go' | tee /dev/stderr)" || \
+		{ echo 'generated code is not up to date: run "make generate" and commit it'; exit 1; }
+
+# Compares with the files of BASE; there is nothing to compare before it has any.
+.PHONY: check-breaking
+check-breaking: $(BIN)/buf $(VALIDATE) ## fail if the .proto files are not compatible with BASE (main)
+	@if git cat-file -e $(BASE):buf.yaml 2>/dev/null; then \
+		rm -rf .build/base && mkdir -p .build/base/.build && \
+		git archive $(BASE) | tar -x -C .build/base && \
+		cp -r .build/protovalidate .build/base/.build/ && \
+		$(BIN)/buf breaking --against .build/base; \
+	else echo "no .proto files in $(BASE) to compare with"; fi
+
+# --- tools and generated code ----------------------------------------------
 
 .PHONY: generate
 generate: $(BIN)/buf $(VALIDATE) ## generate Go code from the .proto files
 	$(BIN)/buf generate
 
 $(BIN)/buf: tools/go.mod
-	cd tools && $(GO) build -o ../$(BIN)/buf github.com/bufbuild/buf/cmd/buf
+	cd tools && $(GO) build -o ../$@ github.com/bufbuild/buf/cmd/buf
+
+$(BIN)/golangci-lint: tools/go.mod
+	cd tools && $(GO) build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 # validate.proto comes from the Go module that carries it: no schema registry.
 $(VALIDATE): tools/go.mod

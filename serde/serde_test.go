@@ -72,16 +72,23 @@ func TestEncodings(t *testing.T) {
 	})
 	testRows(t, Bytes(), []row[[]byte]{{"empty", []byte{}, ""}, {"zeros", []byte{0, 0}, "0000"}})
 	testRows(t, Int32(), []row[int32]{
-		{"zero", 0, "00000000"}, {"one", 1, "00000001"}, {"minus one", -1, "ffffffff"},
-		{"min", math.MinInt32, "80000000"}, {"max", math.MaxInt32, "7fffffff"},
+		{"zero", 0, "00000000"},
+		{"one", 1, "00000001"},
+		{"minus one", -1, "ffffffff"},
+		{"min", math.MinInt32, "80000000"},
+		{"max", math.MaxInt32, "7fffffff"},
 	})
 	testRows(t, Int64(), []row[int64]{
-		{"258", 258, "0000000000000102"}, {"minus two", -2, "fffffffffffffffe"},
-		{"min", math.MinInt64, "8000000000000000"}, {"max", math.MaxInt64, "7fffffffffffffff"},
+		{"258", 258, "0000000000000102"},
+		{"minus two", -2, "fffffffffffffffe"},
+		{"min", math.MinInt64, "8000000000000000"},
+		{"max", math.MaxInt64, "7fffffffffffffff"},
 	})
 	testRows(t, Float64(), []row[float64]{
-		{"one", 1, "3ff0000000000000"}, {"minus zero", math.Copysign(0, -1), "8000000000000000"},
-		{"infinity", math.Inf(1), "7ff0000000000000"}, {"NaN with payload", math.Float64frombits(0x7ff8000000000001), "7ff8000000000001"},
+		{"one", 1, "3ff0000000000000"},
+		{"minus zero", math.Copysign(0, -1), "8000000000000000"},
+		{"infinity", math.Inf(1), "7ff0000000000000"},
+		{"NaN with payload", math.Float64frombits(0x7ff8000000000001), "7ff8000000000001"},
 	})
 	testRows(t, Bool(), []row[bool]{{"true", true, "01"}, {"false", false, "00"}})
 	testRows(t, JSON[order](), []row[order]{
@@ -184,7 +191,7 @@ func TestProtoIsDeterministic(t *testing.T) {
 	t.Parallel()
 	s := Proto[*structpb.Struct]()
 	fields := map[string]any{}
-	for _, k := range strings.Split("abcdefghijklmnop", "") {
+	for k := range strings.SplitSeq("abcdefghijklmnop", "") {
 		fields[k] = k
 	}
 	var first []byte
@@ -293,7 +300,13 @@ func fuzzSerde[T any](t *testing.T, s Serde[T], data []byte) {
 
 func FuzzDecode(f *testing.F) {
 	for _, seed := range [][]byte{
-		nil, {0}, {1}, {2}, []byte("text"), {0x0a, 2, 'h', 'i'}, make([]byte, 4), make([]byte, 8),
+		nil,
+		{0},
+		{1},
+		{2},
+		[]byte("text"),
+		{0x0a, 2, 'h', 'i'},
+		make([]byte, 4), make([]byte, 8),
 		[]byte(`{"id":"a","cents":3,"tags":{"x":1}}`), []byte("null"), []byte(`{"k":[1,{"z":null}]}`),
 	} {
 		f.Add(seed)

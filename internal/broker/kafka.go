@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,9 +24,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
+// TransactionVersionEnv names the environment variable that gives the
+// transaction version where [KafkaConfig] leaves it open; `make integration` runs
+// all tests once with 1 and once with 2.
+const TransactionVersionEnv = "MILLRACE_TRANSACTION_VERSION"
+
 // KafkaConfig configures a real broker. The zero value is usable.
 type KafkaConfig struct {
-	// TransactionVersion is 1 or 2 (KIP-890 part 2); 0 means 2.
+	// TransactionVersion is 1 or 2 (KIP-890 part 2); 0 means the one in
+	// [TransactionVersionEnv], or 2.
 	TransactionVersion int
 	// Properties are added to server.properties, replacing ours of the same name:
 	// for example "group.min.session.timeout.ms".
@@ -74,12 +81,15 @@ func StartKafka(ctx context.Context, cfg KafkaConfig) (*Kafka, error) {
 
 func (cfg *KafkaConfig) check() error {
 	var errs []error
-	switch cfg.TransactionVersion {
-	case 0:
-		cfg.TransactionVersion = 2
-	case 1, 2:
+	version := strconv.Itoa(cfg.TransactionVersion)
+	if cfg.TransactionVersion == 0 {
+		version = cmp.Or(os.Getenv(TransactionVersionEnv), "2")
+	}
+	switch version {
+	case "1", "2":
+		cfg.TransactionVersion = int(version[0] - '0')
 	default:
-		errs = append(errs, fmt.Errorf("transaction version %d: use 1 or 2", cfg.TransactionVersion))
+		errs = append(errs, fmt.Errorf("transaction version %s (or %s): use 1 or 2", version, TransactionVersionEnv))
 	}
 	if cfg.HeapMB == 0 {
 		cfg.HeapMB = 512
@@ -177,8 +187,10 @@ func (k *Kafka) Restart(ctx context.Context) error {
 	}
 	defer log.Close() // the child has its own descriptor
 	heap := strconv.Itoa(k.cfg.HeapMB) + "m"
-	cmd := k.java(nil, "-Xms256m", "-Xmx"+heap, "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
-		"-XX:+ExitOnOutOfMemoryError", "kafka.Kafka", "server.properties")
+	// No context: the process lives until Stop, Kill or Close.
+	cmd := exec.Command("java", k.args("-Xms256m", "-Xmx"+heap, "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
+		"-XX:+ExitOnOutOfMemoryError", "kafka.Kafka", "server.properties")...)
+	cmd.Dir = k.dir
 	cmd.Stdout, cmd.Stderr = log, log
 	p, err := startProcess(cmd)
 	if err != nil {
@@ -222,18 +234,9 @@ func (k *Kafka) waitReady(ctx context.Context, p *process) error {
 	})
 }
 
-// java returns the command of a main class of Kafka, run in the broker's
-// directory.
-func (k *Kafka) java(ctx context.Context, args ...string) *exec.Cmd {
-	base := []string{"-Djava.awt.headless=true", "-Dlog4j2.configurationFile=log4j2.xml", "-cp", filepath.Join(k.libs, "*")}
-	var cmd *exec.Cmd
-	if ctx == nil {
-		cmd = exec.Command("java", append(base, args...)...)
-	} else {
-		cmd = exec.CommandContext(ctx, "java", append(base, args...)...)
-	}
-	cmd.Dir = k.dir
-	return cmd
+// args returns Java's arguments for a main class of Kafka.
+func (k *Kafka) args(rest ...string) []string {
+	return append([]string{"-Djava.awt.headless=true", "-Dlog4j2.configurationFile=log4j2.xml", "-cp", filepath.Join(k.libs, "*")}, rest...)
 }
 
 // freePorts returns two free ports below the range from which the system takes
@@ -270,9 +273,10 @@ func (k *Kafka) format(ctx context.Context) error {
 			return fmt.Errorf("kafka broker: %w", err)
 		}
 	}
-	cmd := k.java(ctx, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "kafka.tools.StorageTool", "format",
+	cmd := exec.CommandContext(ctx, "java", k.args("-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "kafka.tools.StorageTool", "format",
 		"--standalone", "--cluster-id", clusterID(), "--config", "server.properties",
-		"--feature", "transaction.version="+strconv.Itoa(k.cfg.TransactionVersion))
+		"--feature", "transaction.version="+strconv.Itoa(k.cfg.TransactionVersion))...)
+	cmd.Dir = k.dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("kafka broker: format storage: %w\n%s", err, tail(out, 2000))
 	}
