@@ -312,6 +312,14 @@ func (l *Ledger) Abort(ctx context.Context) (Outcome, error) {
 
 // abortAs aborts because of cause, and reports out if that worked.
 func (l *Ledger) abortAs(ctx context.Context, out Outcome, cause error) (Outcome, error) {
+	for _, fenced := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping} {
+		if errors.Is(cause, fenced) {
+			// The transaction is not ours any more, and the broker could take an
+			// abort for a late repetition of another one's and hand us its epoch.
+			l.dead.Store(true)
+			return Unknown, cause
+		}
+	}
 	if _, err := l.Abort(ctx); err != nil {
 		return Unknown, errors.Join(cause, err)
 	}
