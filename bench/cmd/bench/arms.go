@@ -83,6 +83,15 @@ func buildMaven(ctx context.Context, _ string) ([]string, error) {
 	}, err
 }
 
+func (h *harness) build(ctx context.Context, a arm) (err error) {
+	if h.commands[a.name] != nil {
+		return nil
+	}
+	logf("build %s", a.name)
+	h.commands[a.name], err = a.build(ctx, filepath.Join(h.cfg.dir, "bin"))
+	return err
+}
+
 func runQuiet(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir

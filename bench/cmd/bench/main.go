@@ -163,10 +163,12 @@ func run(ctx context.Context) error {
 	defer h.client.Close()
 	h.arms = chosen
 	for _, a := range chosen {
-		logf("build %s", a.name)
-		if h.commands[a.name], err = a.build(ctx, filepath.Join(cfg.dir, "bin")); err != nil {
+		if err := h.build(ctx, a); err != nil {
 			return err
 		}
+	}
+	if err := h.warmUp(ctx); err != nil {
+		return fmt.Errorf("warm up the broker: %w", err)
 	}
 	for _, name := range names {
 		if err := suites[name](h, ctx); err != nil {

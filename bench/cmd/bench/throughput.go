@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -93,6 +94,21 @@ func interpolate(samples []sample, offsets int64) sample {
 		}
 	}
 	return samples[len(samples)-1]
+}
+
+// warmUp runs the bare loop once and discards what it measures, so that the
+// first arm does not meet a broker whose code is not compiled yet.
+func (h *harness) warmUp(ctx context.Context) error {
+	bare := arms[slices.IndexFunc(arms, func(a arm) bool { return a.name == "bare" })]
+	if err := h.build(ctx, bare); err != nil {
+		return err
+	}
+	in, err := h.input(ctx, h.cfg.records, h.cfg.keys, h.cfg.partitions)
+	if err != nil {
+		return err
+	}
+	_, err = h.runThroughput(ctx, bare, "pass", in)
+	return err
 }
 
 // throughputSuite runs every arm that does the job once a round.
