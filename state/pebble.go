@@ -85,6 +85,7 @@ func OpenPebble(dir string, opts ...PebbleOption) (*Pebble, error) {
 	for i := range p.opts.Levels {
 		p.opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
+	p.opts.EnsureDefaults()
 	var err error
 	if p.db, err = pebble.Open(dir, p.opts); err != nil {
 		if damaged(err) {
@@ -288,9 +289,16 @@ func (p *Pebble) writeTable(name string, rows iter.Seq2[[]byte, []byte]) error {
 }
 
 func (p *Pebble) listener() *pebble.EventListener {
+	// Of the two events of a failed flush only the second is sent for failures
+	// alone: a flush that had nothing to write ends with an error too. Pebble sends
+	// them under its lock.
+	var flushed error
 	return &pebble.EventListener{
 		BackgroundError: func(err error) {
 			p.log.Error("state: background work of the database failed", "dir", p.dir, "error", err)
+			if flush := flushed; flush != nil && errors.Is(err, flush) {
+				p.life.fail(err)
+			}
 		},
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			err := errors.Join(ErrCorrupt, errors.New(info.String()))
@@ -298,9 +306,7 @@ func (p *Pebble) listener() *pebble.EventListener {
 			p.life.fatal(err)
 		},
 		FlushEnd: func(info pebble.FlushInfo) {
-			if info.Err != nil {
-				p.life.fail(info.Err)
-			} else if info.Done {
+			if flushed = info.Err; flushed == nil {
 				p.life.recovered()
 			}
 		},
