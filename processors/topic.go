@@ -80,63 +80,84 @@ type Destination[K, V any] struct {
 // Encode returns the operator at a sink: it encodes records and produces them
 // through t. All its failures are of [ClassProduce].
 func Encode[K, V any](t Task, d Destination[K, V]) Forward[K, V] {
-	size := 64
-	encode := func(r *Record[K, V]) (Raw, error) {
-		raw := Raw{Timestamp: r.Timestamp, Headers: r.Headers}
-		buf := make([]byte, 0, size)
-		var err error
-		if !r.NoKey {
-			if buf, err = d.Key.Append(buf, r.Key); err != nil {
-				return raw, fmt.Errorf("encode key as %s: %w", d.Key.Name(), err)
-			}
+	e := &encoder[K, V]{Destination: d, t: t}
+	return func(r Record[K, V]) error { return Fail(ClassProduce, d.Step, e.produce(&r)) }
+}
+
+type encoder[K, V any] struct {
+	Destination[K, V]
+	t Task
+	// free is the rest of a chunk out of which encoded records are cut: one
+	// allocation serves many.
+	free []byte
+}
+
+// chunkSize is the size of chunks. A record that outgrows one gets memory of its
+// own.
+const chunkSize = 16 << 10
+
+func (e *encoder[K, V]) produce(r *Record[K, V]) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = Panicked(ClassProduce, e.Step, p)
 		}
-		n := len(buf)
-		if !r.NoKey {
-			raw.Key = buf[:n:n]
-		}
-		if !r.NoValue {
-			if d.Validate != nil {
-				if err := d.Validate(r.Value); err != nil {
-					return raw, err
-				}
-			}
-			if buf, err = d.Value.Append(buf, r.Value); err != nil {
-				return raw, fmt.Errorf("encode value as %s: %w", d.Value.Name(), err)
-			}
-			raw.Value = buf[n:]
-		}
-		if len(buf) > size {
-			size = min(len(buf)+len(buf)/8, 64<<10)
-		}
-		return raw, nil
-	}
-	produce := func(r *Record[K, V]) (err error) {
-		defer func() {
-			if p := recover(); p != nil {
-				err = Panicked(ClassProduce, d.Step, p)
-			}
-		}()
-		topic, partition := d.Topic, int32(-1)
-		if d.TopicOf != nil {
-			if topic, err = d.TopicOf(*r); err != nil {
-				return err
-			}
-			if topic == "" {
-				return errors.New("the function named no topic for the record")
-			}
-		}
-		if d.Partition != nil {
-			if partition, err = d.Partition(topic, *r); err != nil {
-				return err
-			}
-		}
-		raw, err := encode(r)
-		if err != nil {
+	}()
+	topic, partition := e.Topic, int32(-1)
+	if e.TopicOf != nil {
+		if topic, err = e.TopicOf(*r); err != nil {
 			return err
 		}
-		return t.Produce(topic, partition, raw)
+		if topic == "" {
+			return errors.New("the function named no topic for the record")
+		}
 	}
-	return func(r Record[K, V]) error { return Fail(ClassProduce, d.Step, produce(&r)) }
+	if e.Partition != nil {
+		if partition, err = e.Partition(topic, *r); err != nil {
+			return err
+		}
+	}
+	raw, err := e.encode(r)
+	if err != nil {
+		return err
+	}
+	return e.t.Produce(topic, partition, raw)
+}
+
+func (e *encoder[K, V]) encode(r *Record[K, V]) (Raw, error) {
+	raw := Raw{Timestamp: r.Timestamp, Headers: r.Headers}
+	if cap(e.free) < chunkSize/8 {
+		e.free = make([]byte, 0, chunkSize)
+	}
+	buf := e.free
+	var err error
+	if !r.NoKey {
+		if buf, err = e.Key.Append(buf, r.Key); err != nil {
+			return raw, fmt.Errorf("encode key as %s: %w", e.Key.Name(), err)
+		}
+	}
+	n := len(buf)
+	if !r.NoValue {
+		if e.Validate != nil {
+			if err := e.Validate(r.Value); err != nil {
+				return raw, err
+			}
+		}
+		if buf, err = e.Value.Append(buf, r.Value); err != nil {
+			return raw, fmt.Errorf("encode value as %s: %w", e.Value.Name(), err)
+		}
+	}
+	// Both parts end at their length, so that appending to one cannot reach the
+	// next record.
+	if !r.NoKey {
+		raw.Key = buf[:n:n]
+	}
+	if !r.NoValue {
+		raw.Value = buf[n:len(buf):len(buf)]
+	}
+	if cap(buf) == cap(e.free) { // else it grew out of the chunk
+		e.free = buf[len(buf):]
+	}
+	return raw, nil
 }
 
 // A PartitionCounter is a [Task] that knows how many partitions the topics it
