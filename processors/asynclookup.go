@@ -119,7 +119,7 @@ func (s *AsyncStep[K, V, R]) call(ctx context.Context, q *request) *millracev1.O
 		if err != nil {
 			return encodedResult{err: WithAction(DeadLetter, &Error{Class: ClassDecode, Step: s.Step, Err: err})}
 		}
-		result, err := s.Call(ctx, rec, q.resolved)
+		result, err := answered(ctx, func() (R, error) { return s.Call(ctx, rec, q.resolved) })
 		if err != nil || null(result) {
 			return encodedResult{err: err}
 		}

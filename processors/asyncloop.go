@@ -360,6 +360,9 @@ func (a *Async) bury(s *settled, cause error) error {
 			return nil
 		}
 	}
+	if s.cause != nil {
+		message = truncate(message) // that of an outcome is short already
+	}
 	err := a.task.Produce(a.cfg.DeadLetters, -1, deadLetter(s.e, step, class, s.o.GetAttempts(), message, a.task.Now()))
 	if err != nil {
 		return &Error{Class: ClassProduce, Step: a.cfg.Step, Action: Stop, Err: fmt.Errorf("dead letter of %s: %w", s.e.Id, err)}
@@ -389,7 +392,8 @@ func (a *Async) Hold(topic string, next int64) int64 {
 	a.sync()
 	for _, l := range a.live {
 		if l.topic == topic {
-			a.task.Cell(a.positionCell(topic)).Set(next)
+			c := a.task.Cell(a.positionCell(topic))
+			c.Set(max(c.Value(), next)) // after a rewind next is behind what was seen
 			return min(l.offset, next)
 		}
 	}

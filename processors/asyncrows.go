@@ -166,7 +166,7 @@ func deadLetter(e *millracev1.Entry, step string, class Class, attempts int32, m
 		{"millrace.timestamp", strconv.FormatInt(rec.Timestamp, 10)},
 		{"millrace.step", step},
 		{"millrace.class", string(class)},
-		{"millrace.message", truncate(message)},
+		{"millrace.message", message},
 		{"millrace.attempts", strconv.Itoa(int(attempts))},
 	} {
 		headers = append(headers, Header{Key: h[0], Value: []byte(h[1])})
