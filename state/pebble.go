@@ -82,6 +82,9 @@ func OpenPebble(dir string, opts ...PebbleOption) (*Pebble, error) {
 		ErrorIfNotExists:            cfg.mustExist,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
 	}
+	// Without a log a file that is ingested "as flushable", over rows in memory, is
+	// lost in a crash although Ingest has returned.
+	p.opts.Experimental.DisableIngestAsFlushable = func() bool { return true }
 	for i := range p.opts.Levels {
 		p.opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
@@ -92,6 +95,9 @@ func OpenPebble(dir string, opts ...PebbleOption) (*Pebble, error) {
 			err = errors.Join(ErrCorrupt, err)
 		}
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
+	}
+	if err := p.life.fatalErr(); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", dir, errors.Join(err, p.close()))
 	}
 	return p, nil
 }
@@ -221,7 +227,7 @@ func (p *Pebble) flush() error {
 	}
 	select {
 	case <-done:
-		return nil
+		return p.wrap("flush", p.life.fatalErr())
 	case <-failed:
 		return p.wrap("flush", p.life.lastErr())
 	}
@@ -266,7 +272,8 @@ func (p *Pebble) Ingest(rows iter.Seq2[[]byte, []byte]) error {
 	if err := p.writeTable(name, rows); err != nil {
 		return p.wrap("ingest", err)
 	}
-	return p.wrap("ingest", p.db.Ingest(context.Background(), []string{name}))
+	err := p.db.Ingest(context.Background(), []string{name})
+	return p.wrap("ingest", errors.Join(err, p.life.fatalErr()))
 }
 
 func (p *Pebble) writeTable(name string, rows iter.Seq2[[]byte, []byte]) error {

@@ -2,6 +2,7 @@ package state
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -69,17 +70,23 @@ func (h *health) recovered() {
 	}
 }
 
-func (h *health) isFatal() bool {
+func (h *health) isFatal() bool { return h.fatalErr() != nil }
+
+func (h *health) fatalErr() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.stopped
+	if h.stopped {
+		return h.last
+	}
+	return nil
 }
 
 var errStopped = errors.New("the database has stopped after an error; reopen it")
 
 // guardedFS slows down the retries of failed flushes, and lets nothing be
 // written after a fatal error: what is on disk then is what the database will
-// open with.
+// open with. A directory that cannot be synced, for which Pebble would end the
+// process, is such an error.
 type guardedFS struct {
 	vfs.FS
 	life *health
@@ -101,6 +108,21 @@ func (g *guardedFS) Create(name string, category vfs.DiskWriteCategory) (vfs.Fil
 	return f, err
 }
 
+func (g *guardedFS) Remove(name string) error {
+	if g.life.isFatal() {
+		return errStopped
+	}
+	return g.FS.Remove(name)
+}
+
+func (g *guardedFS) OpenDir(name string) (vfs.File, error) {
+	f, err := g.FS.OpenDir(name)
+	if err == nil {
+		f = &guardedDir{f, g.life}
+	}
+	return f, err
+}
+
 type guardedFile struct {
 	vfs.File
 	life *health
@@ -118,4 +140,17 @@ func (f *guardedFile) Sync() error {
 		return errStopped
 	}
 	return f.File.Sync()
+}
+
+type guardedDir struct {
+	vfs.File
+	life *health
+}
+
+// Sync tells Pebble of no failure; whoever waits for the sync asks health.
+func (f *guardedDir) Sync() error {
+	if err := f.File.Sync(); err != nil {
+		f.life.fatal(fmt.Errorf("sync of the directory: %w", err))
+	}
+	return nil
 }
