@@ -93,3 +93,32 @@ func sections(data string) map[string]string {
 	}
 	return want
 }
+
+// TestDrawings keeps the drawings of one topology with everything in it.
+func TestDrawings(t *testing.T) {
+	b := New("app")
+	br := textStream(b).Split(Named("route"))
+	results, fallbacks := lookup(br.Branch("ask", pass), "ask")
+	results.To("answered")
+	counted(SelectKey(fallbacks.Merge(br.Default("rest")), first), "per-first").To("counts")
+	top, err := b.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range map[string]string{"drawing.dot": top.DOT(), "drawing.mmd": top.Mermaid()} {
+		path := filepath.Join("testdata", file)
+		if *update {
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatalf("%v; run go test with -update", err)
+		}
+		if text != string(want) {
+			t.Errorf("%s: got\n%s", path, text)
+		}
+	}
+}
