@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	reviewsv1 "github.com/millrace/millrace/examples/reviews/proto/reviews/v1"
 	"github.com/millrace/millrace/internal/modelserver"
@@ -126,6 +127,7 @@ func TestTopologyRestart(t *testing.T) {
 	}
 	d.Calls()[0].Run()
 	d.Restart()
+	d.Advance(time.Second) // the step looks for calls to make again
 	answerAll(d)
 	var lines []int64
 	for _, r := range topologytest.Output(d, "reviews-enriched", serde.String(), serde.Proto[*reviewsv1.EnrichedSentence]()).Read() {
