@@ -1,0 +1,469 @@
+package engine
+
+import (
+	"container/list"
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/processors"
+	"github.com/millrace/millrace/state"
+)
+
+// CallsConfig configures [NewCalls]. Append is required.
+type CallsConfig struct {
+	// Append writes a record to a partition of a loop topic, outside of every
+	// transaction, and returns when the broker has acknowledged it to all in-sync
+	// replicas. It is retried until it succeeds; a record that the broker refuses
+	// is replaced by a failure.
+	Append func(ctx context.Context, topic string, partition int32, rec processors.Raw) error
+	// HandoverWait is how long calls may go on whose step does not say; default 5 s.
+	HandoverWait time.Duration
+	Logger       *slog.Logger // default: discard
+	Observer     CallObserver // may be nil
+}
+
+// A CallObserver is told about calls. Its methods are called from several
+// goroutines and must not block.
+type CallObserver interface {
+	// CallEnded says that an outcome of the kind (see [processors.OutcomeKind]) was
+	// appended, of a call that ran for so long.
+	CallEnded(step, kind string, ran time.Duration)
+	// CallInterrupted says that a call was cancelled without an outcome, or is made
+	// again since its owner ended without a word.
+	CallInterrupted(step string)
+}
+
+// CallStats counts the calls of a step on this instance.
+type CallStats struct{ Running, Waiting int }
+
+// Calls runs the calls of an instance's asynchronous steps. It is the instance's
+// memory of what was asked: it outlives aborts, clients, workers and the tasks'
+// operators, and never makes a call twice. All methods are safe for concurrent
+// use.
+//
+// A call waits for a slot of its step, first come, first served; it runs in a
+// goroutine of its own, and its outcome is appended to the loop topic. It keeps
+// its slot until that is acknowledged.
+type Calls struct {
+	cfg    CallsConfig
+	life   context.Context // ends when a drain has given up
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // the goroutines of calls and hand-overs
+
+	mu     sync.Mutex
+	tasks  map[state.TaskID]*taskCalls
+	steps  map[string]*slots
+	closed bool
+}
+
+// slots are the calls of one step: those that hold a slot and those that wait.
+type slots struct {
+	running int
+	limit   int
+	queue   list.List // of *call
+}
+
+// taskCalls are the calls of one task, those that have ended included as long as
+// their entries may live.
+type taskCalls struct {
+	calls  map[callKey]*call
+	active int           // not ended
+	leave  chan struct{} // not nil while the task is handed over: closed when that is over
+	stay   chan struct{} // closed when the task is taken back meanwhile
+}
+
+type callKey struct{ step, entry string }
+
+type call struct {
+	processors.Call
+	task  *taskCalls
+	id    state.TaskID
+	topic string
+	state callState
+	slot  bool          // holds one
+	place *list.Element // in the queue
+	timer *time.Timer   // of MaxWait
+	began time.Time     // when it was granted its slot
+
+	life     context.Context // ends when the outcome is not wanted any more
+	forget   context.CancelFunc
+	stop     context.CancelFunc // ends the run
+	released bool               // ended without an outcome
+}
+
+type callState uint8
+
+const (
+	callWaiting callState = iota
+	callRunning
+	callAppending
+	callEnded
+)
+
+// NewCalls returns a set without calls.
+func NewCalls(cfg CallsConfig) *Calls {
+	if cfg.HandoverWait == 0 {
+		cfg.HandoverWait = 5 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Calls{cfg: cfg, tasks: map[state.TaskID]*taskCalls{}, steps: map[string]*slots{}}
+	c.life, c.cancel = context.WithCancel(context.Background())
+	return c
+}
+
+func (c *Calls) of(id state.TaskID) *taskCalls {
+	t := c.tasks[id]
+	if t == nil {
+		t = &taskCalls{calls: map[callKey]*call{}}
+		c.tasks[id] = t
+	}
+	return t
+}
+
+// Start takes a call of a task, whose loop topic is loop, after the transaction
+// that asked for it has committed. A call that was started before is not started
+// again.
+func (c *Calls) Start(id state.TaskID, loop string, what processors.Call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	if what.Abandoned {
+		c.interrupted(what.Step)
+	}
+	t := c.of(id)
+	key := callKey{what.Step, what.Entry}
+	if old := t.calls[key]; old != nil && old.Round == what.Round {
+		switch {
+		case old.Ask == what.Ask || old.state == callEnded && !old.released:
+			return // it runs, or its outcome is in the loop
+		case old.state != callEnded && !old.released:
+			old.Ask, old.Waited, old.Released, old.Failed = what.Ask, what.Waited, what.Released, what.Failed
+			return // it is what the new ask wants
+		}
+	} else if old != nil {
+		c.drop(old)
+	}
+	n := &call{Call: what, task: t, id: id, topic: loop}
+	n.life, n.forget = context.WithCancel(c.life)
+	t.calls[key] = n
+	t.active++
+	s := c.steps[what.Step]
+	if s == nil {
+		s = &slots{}
+		c.steps[what.Step] = s
+	}
+	s.limit = max(what.Slots, 1)
+	if t.leave != nil {
+		c.giveUp(n)
+		return
+	}
+	n.place = s.queue.PushBack(n)
+	if what.MaxWait > 0 {
+		n.timer = time.AfterFunc(what.MaxWait, func() { c.waited(n) })
+	}
+	c.grant(s)
+}
+
+// grant lets waiting calls run while there are slots.
+func (c *Calls) grant(s *slots) {
+	for s.running < s.limit && s.queue.Len() > 0 {
+		n := s.queue.Front().Value.(*call)
+		c.leaveQueue(n)
+		s.running++
+		n.slot, n.state, n.began = true, callRunning, time.Now()
+		ctx, stop := context.WithCancel(n.life)
+		n.stop = stop
+		c.wg.Go(func() { c.run(ctx, n) })
+	}
+}
+
+func (c *Calls) leaveQueue(n *call) {
+	if n.place != nil {
+		c.steps[n.Step].queue.Remove(n.place)
+		n.place = nil
+	}
+	if n.timer != nil {
+		n.timer.Stop()
+	}
+}
+
+// run makes a call and appends its outcome.
+func (c *Calls) run(ctx context.Context, n *call) {
+	raw := n.Run(ctx)
+	c.mu.Lock()
+	n.stop()
+	if n.life.Err() != nil { // retired, or the instance has given up
+		if c.life.Err() != nil && raw.Value == nil {
+			c.interrupted(n.Step)
+		}
+		c.end(n)
+		c.mu.Unlock()
+		return
+	}
+	n.state = callAppending
+	if raw.Value == nil {
+		n.released = true
+		raw = n.Released()
+		c.interrupted(n.Step)
+	}
+	c.mu.Unlock()
+	c.deliver(n, raw)
+}
+
+// waited ends a call that was not granted a slot in time.
+func (c *Calls) waited(n *call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n.state != callWaiting {
+		return
+	}
+	c.leaveQueue(n)
+	n.state = callAppending
+	raw := n.Waited()
+	c.wg.Go(func() { c.deliver(n, raw) })
+}
+
+// giveUp ends a call that has not run: another owner is to make it.
+func (c *Calls) giveUp(n *call) {
+	c.leaveQueue(n)
+	n.state, n.released = callAppending, true
+	raw := n.Released()
+	c.wg.Go(func() { c.deliver(n, raw) })
+}
+
+// deliver appends the outcome of a call and ends it.
+func (c *Calls) deliver(n *call, raw processors.Raw) {
+	ran := time.Duration(0)
+	if n.slot {
+		ran = time.Since(n.began)
+	}
+	kind, ok := c.append(n, raw)
+	if ok && c.cfg.Observer != nil {
+		c.cfg.Observer.CallEnded(n.Step, kind, ran)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !ok && c.life.Err() != nil && n.slot && !n.released {
+		c.interrupted(n.Step) // the answer is lost, and will be asked for again
+	}
+	c.end(n)
+}
+
+// Pauses between attempts to append.
+const (
+	appendBackoff    = 100 * time.Millisecond
+	appendMaxBackoff = 10 * time.Second
+)
+
+// append writes the outcome to the loop until the broker acknowledges it. It
+// returns the kind of what was written, and false if the outcome is not wanted
+// any more.
+func (c *Calls) append(n *call, raw processors.Raw) (kind string, ok bool) {
+	refused := false
+	for pause := appendBackoff; ; pause = min(2*pause, appendMaxBackoff) {
+		err := c.cfg.Append(n.life, n.topic, n.id.Partition, raw)
+		switch {
+		case err == nil:
+			return processors.OutcomeKind(&raw), true
+		case n.life.Err() != nil:
+			return "", false
+		case !refused && kafka.IsRecordError(err):
+			c.cfg.Logger.Error("the broker refuses the outcome of a call: it becomes a failure", "step", n.Step, "entry", n.Entry, "bytes", len(raw.Value), "error", err)
+			refused = true
+			c.mu.Lock()
+			raw = n.Failed(err)
+			c.mu.Unlock()
+			continue
+		}
+		c.cfg.Logger.Warn("the outcome of a call could not be appended, trying again", "step", n.Step, "entry", n.Entry, "topic", n.topic, "in", pause, "error", err)
+		select {
+		case <-time.After(pause):
+		case <-n.life.Done():
+			return "", false
+		}
+	}
+}
+
+// end notes that nothing more comes of a call, and passes its slot on.
+func (c *Calls) end(n *call) {
+	if n.state == callEnded {
+		return
+	}
+	n.state = callEnded
+	n.forget()
+	n.task.active--
+	if s := c.steps[n.Step]; n.slot {
+		n.slot = false
+		s.running--
+		c.grant(s)
+	}
+	if t := n.task; t.leave != nil && t.active == 0 {
+		t.left()
+	}
+}
+
+// left ends the hand-over.
+func (t *taskCalls) left() {
+	select {
+	case <-t.leave:
+	default:
+		close(t.leave)
+	}
+}
+
+// drop forgets a call; what may still run or wait for it ends without a record.
+func (c *Calls) drop(n *call) {
+	delete(n.task.calls, callKey{n.Step, n.Entry})
+	switch n.state {
+	case callWaiting:
+		c.leaveQueue(n)
+		c.end(n)
+	case callRunning, callAppending:
+		n.forget() // its goroutine ends it
+	}
+}
+
+// Retire forgets the calls of an entry that has ended. One still running is
+// cancelled, and its outcome dropped.
+func (c *Calls) Retire(id state.TaskID, step, entry string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := c.tasks[id]; t != nil {
+		if n := t.calls[callKey{step, entry}]; n != nil {
+			c.drop(n)
+		}
+	}
+}
+
+// Adopt gives a task, whose operators were reset, its calls back: it ends a
+// hand-over that goes on, and reports which of the calls this process was given.
+// Ended calls of the step beyond those are forgotten.
+func (c *Calls) Adopt(id state.TaskID, step string, asked []processors.AskedCall) []bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.of(id)
+	if t.leave != nil {
+		close(t.stay)
+		t.left()
+		t.leave = nil
+	}
+	known := make([]bool, len(asked))
+	keep := make(map[*call]bool, len(asked))
+	for i, a := range asked {
+		if n := t.calls[callKey{step, a.Entry}]; n != nil && n.Round == a.Round && n.Ask == a.Ask {
+			known[i], keep[n] = true, true
+		}
+	}
+	for key, n := range t.calls {
+		if key.step == step && n.state == callEnded && !keep[n] {
+			delete(t.calls, key)
+		}
+	}
+	return known
+}
+
+// HandOver begins to give up the calls of a task that leaves: no more are
+// dispatched, those that wait for a slot are released, and those that run have
+// the step's HandoverWait to end before they are cancelled. Every one appends an
+// outcome, or a record that says that it was released. The returned channel is
+// closed when all have, or when the task was adopted again by this process, which
+// ends the hand-over. It does not block.
+func (c *Calls) HandOver(id state.TaskID) <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.of(id)
+	if t.leave != nil {
+		return t.leave
+	}
+	t.leave, t.stay = make(chan struct{}), make(chan struct{})
+	wait := time.Duration(0)
+	for _, n := range t.calls {
+		switch n.state {
+		case callWaiting:
+			c.giveUp(n)
+		case callRunning:
+			w := n.HandoverWait
+			if w == 0 {
+				w = c.cfg.HandoverWait
+			}
+			wait = max(wait, w)
+		}
+	}
+	if t.active == 0 {
+		t.left()
+		return t.leave
+	}
+	leave, stay := t.leave, t.stay
+	c.wg.Go(func() { // ends with the hand-over or the wait
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-leave:
+		case <-stay:
+		case <-timer.C:
+			c.stopRunning(t, stay)
+		}
+	})
+	return leave
+}
+
+// stopRunning cancels the running calls of a task, unless it stays after all.
+func (c *Calls) stopRunning(t *taskCalls, stay chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-stay:
+		return
+	default:
+	}
+	for _, n := range t.calls {
+		if n.state == callRunning {
+			n.stop()
+		}
+	}
+}
+
+// Drain hands over all tasks and returns when nothing runs any more. When ctx
+// ends before that, what is left is cancelled: outcomes not yet acknowledged are
+// lost, and their calls will be made again. It can be called again.
+func (c *Calls) Drain(ctx context.Context) {
+	c.mu.Lock()
+	c.closed = true
+	var ids []state.TaskID
+	for id := range c.tasks {
+		ids = append(ids, id)
+	}
+	c.mu.Unlock()
+	for _, id := range ids {
+		select {
+		case <-c.HandOver(id):
+		case <-ctx.Done():
+		}
+	}
+	c.cancel()
+	c.wg.Wait()
+}
+
+// Stats returns the number of calls that run and wait, by step.
+func (c *Calls) Stats() map[string]CallStats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stats := make(map[string]CallStats, len(c.steps))
+	for name, s := range c.steps {
+		stats[name] = CallStats{Running: s.running, Waiting: s.queue.Len()}
+	}
+	return stats
+}
+
+func (c *Calls) interrupted(step string) {
+	if c.cfg.Observer != nil {
+		c.cfg.Observer.CallInterrupted(step)
+	}
+}

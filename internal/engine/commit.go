@@ -1,0 +1,221 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/state"
+)
+
+const (
+	// idleCommit is the least time between two commits when input is idle.
+	idleCommit = 5 * time.Millisecond
+	// idlePoll is how long no record must have come for input to count as idle
+	// after a busy cycle.
+	idlePoll = 2 * time.Millisecond
+	// lightCycle is the number of records up to which a cycle is committed as soon
+	// as its input is idle; more of them are worth waiting for the interval.
+	lightCycle = 1000
+	// movedCommit is how often offsets are committed that moved over control
+	// records only.
+	movedCommit = time.Second
+)
+
+// due reports whether the cycle ends now: after the interval, when nothing is
+// left to process, or when the overlays are large.
+func (s *session) due(now time.Time) bool {
+	since := now.Sub(s.lastCommit)
+	if !s.began {
+		return since >= movedCommit && s.moved()
+	}
+	if s.isolate > 0 || since >= s.w.cfg.CommitInterval {
+		return true
+	}
+	size := 0
+	for _, t := range s.tasks {
+		size += t.part.Size()
+	}
+	if size >= s.w.cfg.MaxUncommittedBytes {
+		return true
+	}
+	return since >= idleCommit && s.idle(now) && (s.light() || now.Sub(s.lastRecord) >= idlePoll)
+}
+
+func (s *session) moved() bool {
+	for _, t := range s.tasks {
+		if t.failure == nil && t.moved() {
+			return true
+		}
+	}
+	return false
+}
+
+// idle reports whether no polled record can be processed.
+func (s *session) idle(now time.Time) bool {
+	if s.cl.BufferedFetchRecords() > 0 {
+		return false
+	}
+	for _, t := range s.tasks {
+		if t.ready(now) {
+			return false
+		}
+	}
+	return true
+}
+
+// light reports whether the open cycle has few records.
+func (s *session) light() bool {
+	n := 0
+	for _, t := range s.tasks {
+		n += t.records
+	}
+	return n <= lightCycle
+}
+
+// commit ends the cycle: changelogs, flush, offsets and the end of the
+// transaction; then, and only then, the state.
+func (s *session) commit() error {
+	started := time.Now()
+	took := s.participants()
+	s.mu.Lock()
+	fence := s.fence
+	s.mu.Unlock()
+
+	offsets := map[string]map[int32]kafka.Offset{}
+	for _, t := range took {
+		if t.took {
+			t.logChanges()
+		}
+		t.offsets(offsets)
+	}
+	outcome, err := s.ledger.Commit(context.WithoutCancel(s.ctx), fence, offsets)
+	s.began, s.lastCommit = false, time.Now()
+	if outcome == kafka.Committed {
+		s.w.inst.metrics.committed(s.w.group, time.Since(started))
+		return s.committed(took, offsets)
+	}
+	s.w.inst.metrics.aborted(s.w.group)
+	failure, produce := errors.AsType[*kafka.ProduceError](err)
+	switch {
+	case outcome == kafka.Unknown:
+		return fmt.Errorf("%w: commit: %w", errReopen, err)
+	case outcome == kafka.Fenced:
+		s.mu.Lock()
+		s.stale = true
+		s.mu.Unlock()
+		s.log.Info("a rebalance overtook the transaction, its records are processed again", "error", err)
+	case produce:
+		if err := s.produceFailed(took, failure); err != nil {
+			return err
+		}
+	default:
+		s.log.Warn("transaction aborted, its records are processed again", "error", err)
+	}
+	return s.rewind(took)
+}
+
+// participants are the tasks whose offsets the commit names.
+func (s *session) participants() []*task {
+	var took []*task
+	for _, t := range s.tasks {
+		if t.took || t.failure == nil && t.moved() {
+			took = append(took, t)
+		}
+	}
+	return took
+}
+
+// committed applies the committed changes to the state. A task whose batch fails
+// must not run on behind its changelog: it stops and is reopened.
+func (s *session) committed(took []*task, offsets map[string]map[int32]kafka.Offset) error {
+	if s.isolate > 0 {
+		s.isolate--
+	}
+	for _, t := range took {
+		for _, in := range t.inputs {
+			in.committed = offsets[in.topic][t.id.Partition]
+		}
+		if !t.took {
+			continue
+		}
+		size := t.part.Size()
+		if err := s.apply(t); err != nil {
+			return fmt.Errorf("%w: task %s is behind its changelog: %w", errReopen, t.id, err)
+		}
+		t.startCalls()
+		s.w.inst.metrics.processed(t, size)
+		t.endCycle()
+	}
+	return nil
+}
+
+// apply writes the net changes of t and its checkpoint in one batch.
+func (s *session) apply(t *task) error {
+	if !t.sub.NeedsRows {
+		return nil // nothing of it is kept
+	}
+	for store, r := range t.logged {
+		pos := t.check.Logs[store]
+		pos.Next = r.Offset + 1
+		t.check.Logs[store] = pos
+	}
+	for _, in := range t.inputs {
+		t.check.Inputs[state.TopicPartition{Topic: in.topic, Partition: t.id.Partition}] = in.committed.At
+	}
+	t.check.Time = time.Now().UnixMilli()
+	b := &state.Batch{}
+	if err := t.check.AppendTo(b, t.id); err != nil {
+		return err
+	}
+	return t.part.Commit(b)
+}
+
+// produceFailed looks into records that were not written. A rejection that
+// concerns a record is traced to its source record, by replaying one at a time;
+// any other is nobody's record and ends the session.
+func (s *session) produceFailed(took []*task, failure *kafka.ProduceError) error {
+	first := failure.Failures[0]
+	if !kafka.IsRecordError(first.Err) {
+		return fmt.Errorf("produce to %q: %w: check that the topic exists and that writing to it is allowed", first.Record.Topic, first.Err)
+	}
+	if s.isolate == 0 {
+		s.log.Warn("the broker rejected a record, looking for its source", "topic", first.Record.Topic, "error", first.Err)
+		for _, t := range took {
+			s.isolate += t.records + 1
+		}
+		return nil
+	}
+	err := produceError(first.Record.Topic, "the broker rejected the record: %w", first.Err)
+	for _, t := range took {
+		if t.last.topic == "" {
+			t.stop(fmt.Errorf("an output without a source record: %w", err))
+			continue
+		}
+		if t.condemned == nil {
+			t.condemned = map[position]error{}
+		}
+		t.condemned[t.last] = err
+	}
+	return nil
+}
+
+// rewind takes all tasks that took part back to the committed state and seeks
+// their inputs.
+func (s *session) rewind(took []*task) error {
+	seek := map[string]map[int32]kgo.EpochOffset{}
+	for _, t := range took {
+		if err := t.abort(); err != nil {
+			return fmt.Errorf("%w: task %s after an abort: %w", errReopen, t.id, err)
+		}
+		for _, in := range t.inputs {
+			set(seek, in.topic, t.id.Partition, kgo.EpochOffset{Epoch: in.committed.Epoch, Offset: in.committed.At})
+		}
+	}
+	s.cl.SetOffsets(seek)
+	return nil
+}

@@ -1,0 +1,112 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/processors"
+	"github.com/millrace/millrace/topology"
+)
+
+// Config is what an [Instance] needs. The zero value of a field stands for the
+// default it names.
+type Config struct {
+	Topology *topology.Topology
+	Kafka    kafka.Config
+	// StateDir holds the instance's identity and state. It is required.
+	StateDir string
+	// FS replaces the operating system's file system, for tests.
+	FS vfs.FS
+	// Workers per Kafka group; default 2.
+	Workers int
+	// CommitInterval is the longest a cycle lasts; default 100 ms.
+	CommitInterval time.Duration
+	// MaxTaskIdle is how long a task waits for an empty input before it goes on
+	// with the others; default 0: only for inputs known to have data. Negative
+	// never waits (max.task.idle.ms).
+	MaxTaskIdle time.Duration
+	// HandoverWait is how long running calls of a task that leaves may take to
+	// end; default 5 s.
+	HandoverWait time.Duration
+	// MaxUncommittedBytes ends a cycle early; default 64 MiB.
+	MaxUncommittedBytes int
+	// MaxRowBytes bounds a row of a store; default 1,000,000, which fits the
+	// broker's default max.message.bytes.
+	MaxRowBytes int
+	// Policy decides what becomes of a record that failed, if its step did not.
+	Policy func(*processors.Error) processors.Action
+	// SkipLost goes on behind records that retention removed unread.
+	SkipLost bool
+	// KeepMembership keeps the instance in its groups when it stops, so that a
+	// quick restart moves no task.
+	KeepMembership bool
+	// Replication is the replication factor of internal topics; default -1, the
+	// broker's.
+	Replication int16
+	// HTTP is the address of the health and metrics server; empty for none.
+	HTTP string
+	// TopicCheck is how often topics are looked at for changes; default 30 s.
+	TopicCheck time.Duration
+
+	Logger   *slog.Logger
+	Registry prometheus.Registerer
+	// Listener hears every change of a task's state.
+	Listener func(TaskStatus)
+}
+
+// complete fills in the defaults and reports all mistakes.
+func (c *Config) complete() error {
+	var errs []error
+	if c.Topology == nil {
+		errs = append(errs, errors.New("no topology"))
+	}
+	if c.StateDir == "" {
+		errs = append(errs, errors.New("no state directory: name one with millrace.StateDir; it holds the instance's identity and state and must survive restarts"))
+	}
+	errs = append(errs, c.Kafka.Validate()...)
+	def(&c.Workers, 2)
+	def(&c.CommitInterval, 100*time.Millisecond)
+	def(&c.HandoverWait, 5*time.Second)
+	def(&c.MaxUncommittedBytes, 64<<20)
+	def(&c.MaxRowBytes, 1_000_000)
+	def(&c.Replication, -1)
+	def(&c.TopicCheck, 30*time.Second)
+	if c.Policy == nil {
+		c.Policy = DefaultPolicy
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Workers < 0 {
+		errs = append(errs, fmt.Errorf("%d workers: at least 1", c.Workers))
+	}
+	if c.CommitInterval < 0 || c.CommitInterval > 10*time.Second {
+		errs = append(errs, fmt.Errorf("commit interval %s: between 1ms and 10s, since it has to fit the rebalance timeout", c.CommitInterval))
+	}
+	if c.HandoverWait < 0 || c.HandoverWait > 10*time.Second {
+		errs = append(errs, fmt.Errorf("hand-over wait %s: at most 10s, since it has to fit the rebalance timeout", c.HandoverWait))
+	}
+	return errors.Join(errs...)
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// DefaultPolicy dead-letters what a record or its processing is to blame for, and
+// stops on failures of the state store, which no record is to blame for.
+func DefaultPolicy(e *processors.Error) processors.Action {
+	if e.Class == processors.ClassState {
+		return processors.Stop
+	}
+	return processors.DeadLetter
+}

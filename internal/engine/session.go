@@ -1,0 +1,399 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/state"
+)
+
+// errReopen ends a session whose client must not be used any more: the worker
+// opens a new one with the same ids, and its tasks start again from the offsets
+// on the broker and their local checkpoints.
+var errReopen = errors.New("the worker's client has to be replaced")
+
+// A session is one life of a worker's client. Every way to recover from an
+// uncertain state is to end it and to open the next.
+//
+// The worker's goroutine runs loop and owns all fields but those behind mu, which
+// the client's rebalance callbacks share.
+type session struct {
+	w   *worker
+	cl  *kgo.Client
+	log *slog.Logger
+	ctx context.Context
+	// ledger ends the cycles; produceCtx is ctx without its end, since what is
+	// produced is committed or aborted, never given up.
+	ledger     *kafka.Ledger
+	produceCtx context.Context
+
+	mu       sync.Mutex
+	fence    kafka.Fence
+	owned    map[string]map[int32]bool
+	starts   map[string]map[int32]start
+	changed  bool // owned or starts changed since the worker looked
+	rejoined bool // the member id is a new one
+	// stale is set when a rebalance fenced the last cycle: no task gets a turn
+	// before the next assignment.
+	stale bool
+
+	tasks   map[state.TaskID]*task
+	opening map[state.TaskID]*opening
+	opened  chan *opening
+	parked  map[state.TaskID]parked
+
+	// the open transaction
+	began      bool
+	lastCommit time.Time
+	lastRecord time.Time // when the last record was polled
+
+	// isolate replays one source record per transaction, to find the one whose
+	// output the broker rejects.
+	isolate int
+}
+
+// open connects: it ends the transaction that an earlier life may have left
+// open, and joins the group.
+func (w *worker) open(ctx context.Context) (*session, error) {
+	s := &session{
+		w: w, log: w.log, ctx: ctx, produceCtx: context.WithoutCancel(ctx),
+		owned: map[string]map[int32]bool{}, starts: map[string]map[int32]start{},
+		tasks: map[state.TaskID]*task{}, opening: map[state.TaskID]*opening{}, opened: make(chan *opening, 16),
+		parked:     map[state.TaskID]parked{},
+		lastCommit: time.Now(),
+	}
+	opts := w.cfg.Kafka.WorkerOpts(kafka.Worker{
+		Group: w.group, TransactionalID: w.transactionalID, InstanceID: w.instanceID, Broker: w.inst.broker,
+		Topics: w.topics(), Balancer: w.balancer, BatchBytes: w.inst.batchBytes,
+		OnAssigned: s.onAssigned, OnRevoked: s.onRevoked, OnLost: s.onRevoked, AdjustOffsets: s.onOffsets,
+	})
+	cl, err := kgo.NewClient(append(opts, kgo.KeepControlRecords())...)
+	if err != nil {
+		return nil, fmt.Errorf("kafka client of group %q: %w", w.group, err)
+	}
+	s.cl = cl
+	if s.ledger, err = kafka.NewLedger(ctx, cl, w.inst.broker); err != nil {
+		cl.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// onAssigned records the fence: member and generation as of now, never as read
+// at commit time, when the client may have rejoined silently.
+func (s *session) onAssigned(_ context.Context, cl *kgo.Client, added map[string][]int32) {
+	fence := kafka.FenceOf(cl)
+	cl.PauseFetchPartitions(added)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fence.MemberID != "" && s.fence.MemberID != fence.MemberID {
+		s.rejoined = true
+	}
+	s.fence, s.stale = fence, false
+	for topic, partitions := range added {
+		for _, p := range partitions {
+			set(s.owned, topic, p, true)
+		}
+	}
+	s.changed = true
+}
+
+// onRevoked forgets partitions. Nothing is uncommitted when the client calls it:
+// rebalances are blocked from a poll to the end of its transaction.
+func (s *session) onRevoked(_ context.Context, _ *kgo.Client, gone map[string][]int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for topic, partitions := range gone {
+		for _, p := range partitions {
+			delete(s.owned[topic], p)
+			delete(s.starts[topic], p)
+		}
+	}
+	s.changed = true
+}
+
+// onOffsets decides where new partitions begin: at the group's offset, else by
+// the source's start policy.
+func (s *session) onOffsets(ctx context.Context, fetched map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	starts, err := s.w.startOffsets(ctx, fetched)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for topic, partitions := range fetched {
+		for p := range partitions {
+			at := starts[topic][p]
+			set(s.starts, topic, p, at)
+			partitions[p] = kgo.NewOffset().At(max(at.at.At, 0)).WithEpoch(at.at.Epoch)
+		}
+	}
+	s.changed = true
+	return fetched, nil
+}
+
+func set[V any](m map[string]map[int32]V, topic string, p int32, v V) {
+	if m[topic] == nil {
+		m[topic] = map[int32]V{}
+	}
+	m[topic][p] = v
+}
+
+// loop polls, processes and commits until ctx ends (nil) or the session must end.
+func (s *session) loop(ctx context.Context) error {
+	for {
+		if err := s.poll(ctx); err != nil {
+			return err
+		}
+		if err := s.adopt(); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return s.drain()
+		}
+		if err := s.turn(); err != nil {
+			return err
+		}
+		if s.due(time.Now()) {
+			if err := s.commit(); err != nil {
+				return err
+			}
+		}
+		if !s.began {
+			s.cl.AllowRebalance()
+		}
+	}
+}
+
+// pollMax bounds the records of one poll.
+const pollMax = 10_000
+
+// poll waits for records until the next thing is due.
+func (s *session) poll(ctx context.Context) error {
+	wait := s.patience(time.Now())
+	pollCtx, cancel := context.WithTimeout(ctx, wait)
+	fetches := s.cl.PollRecords(pollCtx, pollMax)
+	cancel()
+	if fetches.IsClientClosed() {
+		return fmt.Errorf("%w: it was closed", errReopen)
+	}
+	var failure error
+	fetches.EachError(func(topic string, partition int32, err error) {
+		switch {
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		case kerr.IsRetriable(err):
+			s.log.Warn("fetch failed, retrying", "topic", topic, "partition", partition, "error", err)
+		default:
+			failure = s.w.fetchError(topic, partition, err)
+		}
+	})
+	if failure != nil {
+		return failure
+	}
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if failure != nil || len(p.Records) == 0 {
+			return
+		}
+		s.lastRecord = time.Now()
+		in := s.input(p.Topic, p.Partition)
+		if in == nil {
+			return // lost meanwhile, or not open yet and about to be sought
+		}
+		if !in.add(p.Records) {
+			failure = fmt.Errorf("%w: %s/%d jumped back to offset %d", errReopen, p.Topic, p.Partition, p.Records[0].Offset)
+		}
+		in.end = max(in.end, p.LastStableOffset)
+	})
+	return failure
+}
+
+func (s *session) input(topic string, partition int32) *input {
+	t := s.tasks[s.w.taskOf(topic, partition)]
+	if t == nil {
+		return nil
+	}
+	for _, in := range t.inputs {
+		if in.topic == topic {
+			return in
+		}
+	}
+	return nil
+}
+
+// patience is how long a poll may wait: until the commit is due, a retry or a
+// punctuation, and not longer than the housekeeping interval.
+func (s *session) patience(now time.Time) time.Duration {
+	const housekeeping = 100 * time.Millisecond
+	wait := housekeeping
+	if s.began {
+		wait = min(wait, s.w.cfg.CommitInterval-now.Sub(s.lastCommit))
+		if s.light() {
+			wait = min(wait, idleCommit-now.Sub(s.lastCommit))
+		}
+	}
+	for _, t := range s.tasks {
+		if t.ready(now) {
+			return time.Millisecond
+		}
+		if t.retryAt.After(now) {
+			wait = min(wait, t.retryAt.Sub(now))
+		}
+		if next := t.timers.NextWallClock(); next.After(now) {
+			wait = min(wait, next.Sub(now))
+		}
+	}
+	return max(wait, time.Millisecond)
+}
+
+// turn gives every task that has something to do a turn, all at once, and waits
+// for them: never for a model call, since calls run elsewhere.
+func (s *session) turn() error {
+	s.mu.Lock()
+	stale := s.stale
+	s.mu.Unlock()
+	if stale {
+		return nil
+	}
+	now := time.Now()
+	deadline := s.lastCommit.Add(s.w.cfg.CommitInterval)
+	if floor := now.Add(s.w.cfg.CommitInterval / 4); deadline.Before(floor) {
+		deadline = floor
+	}
+	type running struct {
+		t    *task
+		done <-chan error
+	}
+	var started []running
+	for _, t := range s.tasks {
+		if !t.ready(now) {
+			continue
+		}
+		s.began = true
+		t.deadline, t.limit = deadline, 0
+		if s.isolate > 0 {
+			t.limit = 1
+		}
+		started = append(started, running{t, t.feed.Begin(t.inputs[0].topic, t)})
+		if s.isolate > 0 {
+			break
+		}
+	}
+	for _, r := range started {
+		if err := s.await(r.t, r.done); err != nil && r.t.failure == nil {
+			r.t.stop(fmt.Errorf("goka processor: %w", err))
+		}
+	}
+	s.manageFlow()
+	return nil
+}
+
+// slowCallback is how long a task's callback may run before it is reported.
+const slowCallback = 10 * time.Second
+
+// errStuck is the state of a task whose callback does not return.
+var errStuck = errors.New("a callback has not returned")
+
+// await waits for a task's turn. A callback that does not return parks the
+// worker, which is reported by name.
+func (s *session) await(t *task, done <-chan error) error {
+	timer := time.NewTimer(slowCallback)
+	defer timer.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-timer.C:
+			s.log.Error("a callback has not returned: its worker waits for it", "task", t.id.String(), "topic", t.raw.Topic, "offset", t.raw.Offset, "for", slowCallback)
+			s.w.inst.setState(t, Parked, errStuck)
+			timer.Reset(slowCallback)
+		}
+	}
+}
+
+// produce hands a record to the open transaction; a failure is kept for the
+// commit.
+func (s *session) produce(r *kgo.Record) { s.ledger.Produce(s.produceCtx, r) }
+
+// manageFlow pauses the sources of tasks that take no more records and resumes
+// those that do; the loop is never paused.
+func (s *session) manageFlow() {
+	for _, t := range s.tasks {
+		full := t.failure != nil || !t.pipe.Capacity() || t.inst.isPaused(t.id) || s.tooFarAhead(t)
+		if full == t.paused {
+			continue
+		}
+		t.paused = full
+		sources := map[string][]int32{}
+		for _, in := range t.inputs {
+			if !in.loop || t.failure != nil {
+				sources[in.topic] = []int32{t.id.Partition}
+			}
+		}
+		if full {
+			s.cl.PauseFetchPartitions(sources)
+		} else {
+			s.cl.ResumeFetchPartitions(sources)
+		}
+	}
+}
+
+// tooFarAhead reports whether a task that waits holds so many polled records that
+// polling more would only fill memory.
+func (s *session) tooFarAhead(t *task) bool {
+	n := t.buffered()
+	return n > 4*pollMax || t.paused && n > pollMax
+}
+
+// drain commits what is open and lets the tasks go: the orderly end.
+func (s *session) drain() error {
+	if s.began {
+		if err := s.commit(); err != nil {
+			return err
+		}
+	}
+	s.cl.AllowRebalance()
+	return nil
+}
+
+// close ends the session's tasks and its client, and leaves the group if leave
+// is set: a static member's client does not by itself.
+func (s *session) close(leave bool) {
+	for _, t := range s.sorted() {
+		s.release(t)
+	}
+	for _, o := range s.opening {
+		o.cancel()
+	}
+	for len(s.opening) > 0 {
+		o := <-s.opened
+		delete(s.opening, o.id)
+		if o.task != nil {
+			o.task.close()
+		}
+		s.w.inst.releaseTask(o.id)
+	}
+	if leave {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 5*time.Second)
+		defer cancel()
+		if err := kafka.LeaveGroup(ctx, s.cl, s.w.group, s.w.instanceID); err != nil {
+			s.log.Warn("leaving the group", "error", err)
+		}
+	}
+	s.cl.CloseAllowingRebalance()
+}
+
+func (s *session) sorted() []*task {
+	return slices.SortedFunc(maps.Values(s.tasks), func(a, b *task) int {
+		return compareTaskIDs(a.id, b.id)
+	})
+}

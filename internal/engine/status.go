@@ -1,0 +1,127 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/millrace/millrace/state"
+)
+
+// TaskState is what a task does now.
+type TaskState uint8
+
+// The states of a task.
+const (
+	// Rebalancing: the task is not here, or on its way.
+	Rebalancing TaskState = iota
+	// Restoring: its state is read from the changelogs.
+	Restoring
+	// Running: it processes records.
+	Running
+	// Parked: it stopped with an error; its partitions are not consumed.
+	Parked
+)
+
+// String returns the state's name in capitals.
+func (s TaskState) String() string {
+	switch s {
+	case Restoring:
+		return "RESTORING"
+	case Running:
+		return "RUNNING"
+	case Parked:
+		return "PARKED"
+	}
+	return "REBALANCING"
+}
+
+// TaskStatus describes a task for listeners, metrics and the health server.
+type TaskStatus struct {
+	Task  state.TaskID
+	Group string
+	State TaskState
+	Since time.Time
+	Err   error // why it is parked
+	// RestoreDone and RestoreTotal count changelog offsets while it restores.
+	RestoreDone, RestoreTotal int64
+	// Lag is the number of offsets between what is committed and the ends of the
+	// task's inputs, plus the in-flight entries of its asynchronous step.
+	Lag int64
+	// Pending is the number of in-flight entries, Oldest the timestamp of the
+	// oldest.
+	Pending int
+	Oldest  time.Time
+}
+
+// setState changes what is reported of a task.
+func (inst *Instance) setState(t *task, st TaskState, err error) {
+	inst.setStateOf(t.id, st, err)
+}
+
+func (inst *Instance) setStateOf(id state.TaskID, st TaskState, err error) {
+	inst.mu.Lock()
+	s := inst.statusOf(id)
+	same := s.State == st && s.Err == err
+	s.State, s.Err, s.Since = st, err, time.Now()
+	copied := *s
+	inst.mu.Unlock()
+	if same {
+		return
+	}
+	inst.log.Info("task state", "task", id.String(), "state", st.String(), "error", err)
+	if inst.cfg.Listener != nil {
+		inst.cfg.Listener(copied)
+	}
+}
+
+// statusOf returns the status entry of a task. The caller holds mu.
+func (inst *Instance) statusOf(id state.TaskID) *TaskStatus {
+	s, ok := inst.status[id]
+	if !ok {
+		s = &TaskStatus{Task: id}
+		if sub := inst.sub(id.SubTopology); sub != nil {
+			s.Group = sub.KafkaGroup
+		}
+		inst.status[id] = s
+	}
+	return s
+}
+
+// report refreshes the numbers of a task's status after a commit.
+func (inst *Instance) report(t *task) {
+	pending, oldest := t.pipe.Pending()
+	lag := int64(pending)
+	for _, in := range t.inputs {
+		lag += in.lag()
+	}
+	inst.mu.Lock()
+	defer inst.mu.Unlock()
+	s := inst.statusOf(t.id)
+	s.Lag, s.Pending, s.Oldest = lag, pending, time.Time{}
+	if pending > 0 {
+		s.Oldest = time.UnixMilli(oldest)
+	}
+}
+
+// restoreProgress reports how far a restore is.
+func (inst *Instance) restoreProgress(id state.TaskID, done, total int64) {
+	inst.mu.Lock()
+	defer inst.mu.Unlock()
+	s := inst.statusOf(id)
+	s.RestoreDone, s.RestoreTotal = done, total
+}
+
+// Ready reports whether Run has prepared everything and no task this instance
+// owns is restoring.
+func (inst *Instance) Ready() bool {
+	select {
+	case <-inst.ready:
+	default:
+		return false
+	}
+	for _, t := range inst.Tasks() {
+		if t.State == Restoring {
+			return false
+		}
+	}
+	return true
+}

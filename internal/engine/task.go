@@ -1,0 +1,357 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/processors"
+	"github.com/millrace/millrace/state"
+	"github.com/millrace/millrace/topology"
+)
+
+// A task is one sub-topology on one partition: one goka processor with its state
+// and its operators. Its worker owns it; the goka callback, which runs the
+// operators, is the only other goroutine that touches it, and the worker waits
+// for that one before it looks.
+type task struct {
+	id   state.TaskID
+	sub  *topology.SubTopology
+	inst *Instance
+	log  *slog.Logger
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	part   *state.Partition
+	pipe   topology.Pipeline
+	feed   *kafka.Feed
+	inputs []*input // the loop last
+	stream *state.Cell
+	timers processors.Punctuations
+	check  *state.Checkpoint
+
+	maxIdle  time.Duration
+	produce  func(*kgo.Record) // hands a record to the worker's open transaction
+	deadline time.Time         // when the turn being run has to end
+	now      time.Time         // wall clock of the turn being run
+
+	// of the record being processed
+	raw        processors.Raw
+	out        []*kgo.Record
+	newCalls   []processors.Call
+	newRetired []retired
+
+	// of the open transaction
+	took    bool     // took part in it
+	records int      // processed in it
+	last    position // the record processed last
+	limit   int      // records the turn may take, 0 for no limit
+	calls   []processors.Call
+	retired []retired
+	logged  map[string]*kgo.Record // the last changelog record by store
+
+	// why the task does not run, if it does not
+	failure   error     // it stopped: parked until the worker reopens it
+	retryAt   time.Time // it waits to process the record at its head again
+	attempts  int       // of the record at its head
+	condemned map[position]error
+	paused    bool // its sources are paused for want of capacity, or by the user
+	state     TaskState
+}
+
+// A position names a record.
+type position struct {
+	topic     string
+	partition int32
+	offset    int64
+}
+
+// turnRecords is how many records are processed between two looks at the clock.
+const turnRecords = 256
+
+// run is the goka callback: it processes what the task has, in order, until its
+// inputs are empty, it must wait, or its deadline passes.
+func (t *task) run(any) {
+	t.now = time.Now()
+	t.took = true
+	for n := 1; t.failure == nil && (t.limit == 0 || n <= t.limit); n++ {
+		if n%turnRecords == 0 {
+			if t.now = time.Now(); t.now.After(t.deadline) {
+				break
+			}
+		}
+		in := t.next(t.now, t.pipe.Capacity())
+		if in == nil {
+			break
+		}
+		if !t.step(in, in.buf[in.head]) {
+			break
+		}
+	}
+	t.tick()
+}
+
+// step processes one record and applies the error policy to its failure. It
+// reports whether the task goes on.
+func (t *task) step(in *input, r *kgo.Record) bool {
+	at := position{r.Topic, r.Partition, r.Offset}
+	err, suspect := t.condemned[at]
+	if !suspect {
+		err = t.process(in, r)
+	}
+	if err != nil && !t.resolve(r, err) {
+		return false
+	}
+	delete(t.condemned, at)
+	t.attempts = 0
+	t.records++
+	t.last = at
+	in.advance(r)
+	return true
+}
+
+// process runs the operators on one record. It is all or nothing: if it fails,
+// its outputs, state changes and calls are undone.
+func (t *task) process(in *input, r *kgo.Record) error {
+	t.raw = toRaw(r)
+	t.part.Begin()
+	t.dropOutput()
+	if !in.loop {
+		t.observe(in, t.raw.Timestamp)
+	}
+	err := t.guard(func() error { return t.pipe.Process(in.source, &t.raw) })
+	if err == nil {
+		err = t.punctuate(func() error { return t.timers.StreamTime(t.stream.Value()) })
+	}
+	if err == nil {
+		err = t.checkRows()
+	}
+	if err != nil {
+		t.part.Rollback()
+		return err
+	}
+	t.release()
+	return nil
+}
+
+// observe advances stream time and notes, once, that the topic has been read.
+func (t *task) observe(in *input, ts int64) {
+	if ts > t.stream.Value() {
+		t.stream.Set(ts)
+	}
+	in.seen.Set(1)
+}
+
+// release hands the outputs and calls of the record to the open transaction.
+func (t *task) release() {
+	for _, r := range t.out {
+		t.produce(r)
+	}
+	clear(t.out)
+	t.out = t.out[:0]
+	t.calls = append(t.calls, t.newCalls...)
+	t.retired = append(t.retired, t.newRetired...)
+	t.newCalls, t.newRetired = t.newCalls[:0], t.newRetired[:0]
+}
+
+// dropOutput forgets the outputs and calls of the record in progress.
+func (t *task) dropOutput() {
+	t.out, t.newCalls, t.newRetired = t.out[:0], t.newCalls[:0], t.newRetired[:0]
+}
+
+// checkRows refuses state rows that the changelog topic would not take.
+func (t *task) checkRows() error {
+	store, size := t.part.Largest()
+	if size <= t.inst.cfg.MaxRowBytes {
+		return nil
+	}
+	return produceError(store, "a row of %d bytes exceeds what its changelog takes (%d): make the value smaller, or raise millrace.MaxRowBytes and max.message.bytes of the topic", size, t.inst.cfg.MaxRowBytes)
+}
+
+// tick runs the wall-clock punctuations that are due.
+func (t *task) tick() {
+	if t.failure != nil || t.timers.NextWallClock().After(t.now) {
+		return
+	}
+	t.part.Begin()
+	t.dropOutput()
+	t.last = position{}
+	if err := t.punctuate(func() error { return t.timers.WallClock(t.now) }); err != nil {
+		t.part.Rollback()
+		t.stop(err)
+		return
+	}
+	t.release()
+}
+
+// punctuate runs punctuations: they have no source record, so that an error of
+// theirs stops the task.
+func (t *task) punctuate(fn func() error) error {
+	if !t.timers.Any() {
+		return nil
+	}
+	t.raw = processors.Raw{Partition: t.id.Partition, Offset: -1}
+	if err := t.guard(fn); err != nil {
+		return &processors.Error{Class: processors.ClassProcess, Step: t.id.SubTopology, Action: processors.Stop, Err: fmt.Errorf("punctuation: %w", err)}
+	}
+	return nil
+}
+
+// guard runs fn and turns a panic into an error of the step that caused it.
+func (t *task) guard(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.log.Error("panic", "panic", p, "stack", string(debug.Stack()))
+			err = &processors.Error{Class: processors.ClassProcess, Step: t.id.SubTopology, Err: fmt.Errorf("panic: %v", p)}
+		}
+	}()
+	return fn()
+}
+
+// resolve applies the error policy to the failure of r. It reports whether the
+// record is done with.
+func (t *task) resolve(r *kgo.Record, err error) bool {
+	e, ok := errors.AsType[*processors.Error](err)
+	if !ok {
+		e = &processors.Error{Class: processors.ClassProcess, Step: t.id.SubTopology, Err: err}
+	}
+	action := t.Decide(e)
+	t.inst.metrics.failed(t.id, e, action)
+	log := t.log.With("topic", r.Topic, "offset", r.Offset, "class", string(e.Class), "step", e.Step, "action", action.String())
+	switch action {
+	case processors.Skip:
+		log.Warn("record skipped", "error", e.Err)
+		return true
+	case processors.DeadLetter:
+		dead := deadLetter(t.sub.DeadLetterTopic, r, e, t.now)
+		if size, limit := recordSize(dead), t.inst.limit(dead.Topic); size > limit {
+			t.stop(fmt.Errorf("dead letter of %s/%d offset %d has %d bytes, %s takes %d: raise its max.message.bytes", r.Topic, r.Partition, r.Offset, size, dead.Topic, limit))
+			return false
+		}
+		log.Warn("record dead-lettered", "error", e.Err)
+		t.produce(dead)
+		return true
+	case processors.Retry:
+		t.attempts++
+		wait := retryBackoff(t.attempts)
+		t.retryAt = t.now.Add(wait)
+		log.Warn("record will be retried", "error", e.Err, "in", wait, "attempt", t.attempts)
+		return false
+	}
+	t.stop(fmt.Errorf("%s/%d offset %d: %w", r.Topic, r.Partition, r.Offset, err))
+	return false
+}
+
+// stop parks the task with a failure.
+func (t *task) stop(err error) {
+	t.failure = err
+	t.log.Error("task stopped", "error", err)
+}
+
+// retryBackoff is the wait before attempt n+1 of a record: 100 ms, doubled up to
+// 30 s.
+func retryBackoff(n int) time.Duration {
+	return min(100*time.Millisecond<<min(n-1, 10), 30*time.Second)
+}
+
+// ready reports whether the worker should give the task a turn now.
+func (t *task) ready(now time.Time) bool {
+	if t.failure != nil || now.Before(t.retryAt) {
+		return false
+	}
+	if !t.timers.NextWallClock().After(now) {
+		return true
+	}
+	return t.next(now, t.pipe.Capacity()) != nil
+}
+
+// buffered counts the polled records that wait.
+func (t *task) buffered() int {
+	n := 0
+	for _, in := range t.inputs {
+		n += len(in.buf) - in.head
+	}
+	return n
+}
+
+// offsets adds the position of every input to what the commit names: also the
+// unchanged ones, since the fence of a transaction is in its offsets.
+func (t *task) offsets(commit map[string]map[int32]kafka.Offset) {
+	held := t.held()
+	for _, in := range t.inputs {
+		at := in.position
+		if h, ok := held[in.source]; ok && h < at.At {
+			at = kafka.Offset{At: h, Epoch: -1}
+		}
+		set(commit, in.topic, t.id.Partition, at)
+	}
+}
+
+// held returns the offsets that a strict asynchronous step holds back.
+func (t *task) held() map[int]int64 {
+	if h, ok := t.pipe.(interface{ HeldOffsets() map[int]int64 }); ok {
+		return h.HeldOffsets()
+	}
+	return nil
+}
+
+// moved reports whether a position differs from the committed one.
+func (t *task) moved() bool {
+	for _, in := range t.inputs {
+		if in.position.At != in.committed.At {
+			return true
+		}
+	}
+	return false
+}
+
+// logChanges hands the net changes of the task's stores to the transaction.
+func (t *task) logChanges() {
+	now := time.Now().UnixMilli()
+	for _, s := range t.part.Stores() {
+		topic := t.sub.Changelog(s.Spec.Name)
+		if topic == "" {
+			continue
+		}
+		for key, row := range s.Changes() {
+			k, v, ts := s.Spec.ChangelogRecord(key, row, now)
+			r := t.inst.records.get()
+			r.Topic, r.Partition, r.Key, r.Value, r.Timestamp = topic, t.id.Partition, k, v, time.UnixMilli(ts)
+			t.produce(r)
+			t.logged[s.Spec.Name] = r
+		}
+	}
+}
+
+// abort goes back to the committed state and positions.
+func (t *task) abort() error {
+	t.part.Abort()
+	for _, in := range t.inputs {
+		in.rewind()
+	}
+	t.endCycle()
+	return t.pipe.Reset()
+}
+
+func (t *task) endCycle() {
+	t.took, t.records = false, 0
+	clear(t.logged)
+	clear(t.calls)
+	t.calls, t.retired = t.calls[:0], t.retired[:0]
+}
+
+// close stops the goka processor; it is idempotent.
+func (t *task) close() {
+	t.cancel()
+	if t.feed != nil {
+		if err := t.feed.Close(); err != nil {
+			t.log.Warn("closing the goka processor", "error", err)
+		}
+	}
+}

@@ -1,0 +1,258 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/state"
+	"github.com/millrace/millrace/topology"
+)
+
+// A worker is one member of one Kafka group with one transactional producer. It
+// lives as long as the instance; its client is replaced whenever its state is in
+// doubt (see session).
+type worker struct {
+	inst            *Instance
+	cfg             *Config
+	log             *slog.Logger
+	group           string
+	index           int
+	subs            []*topology.SubTopology
+	transactionalID string
+	instanceID      string
+	balancer        *kafka.Balancer
+
+	byTopic    map[string]*topology.SubTopology // the sub-topology that reads a topic
+	changelogs map[string]bool
+
+	current *session // for the balancer's view of held tasks
+}
+
+func newWorker(inst *Instance, g groupPlan, index int) *worker {
+	id := fmt.Sprintf("%s-%s-%d", g.name, inst.id, index)
+	w := &worker{
+		inst: inst, cfg: inst.cfg, group: g.name, index: index, subs: g.subs,
+		log:             inst.log.With("group", g.name, "worker", index),
+		transactionalID: id, instanceID: id,
+		byTopic: map[string]*topology.SubTopology{}, changelogs: map[string]bool{},
+	}
+	for _, sub := range g.subs {
+		for _, topic := range inputTopics(sub) {
+			w.byTopic[topic] = sub
+		}
+		for _, log := range sub.Changelogs() {
+			w.changelogs[log.Topic] = true
+		}
+	}
+	w.balancer = kafka.NewBalancer(kafka.BalancerConfig{
+		Subs: w.balanced(), Instance: inst.id, Worker: index, Held: w.held, OnUnassigned: w.unassigned, Logger: w.log,
+	})
+	return w
+}
+
+// balanced describes the worker's sub-topologies to the assignor.
+func (w *worker) balanced() []kafka.SubTopology {
+	var subs []kafka.SubTopology
+	for _, sub := range w.subs {
+		subs = append(subs, kafka.SubTopology{
+			Name: sub.Name, Fingerprint: sub.Fingerprint, Topics: inputTopics(sub), CoPartitioned: sub.CoPartitioned,
+			Partitions: w.inst.plan.tasks[sub.Name],
+		})
+	}
+	return subs
+}
+
+// held are the tasks of the group whose state the instance has on disk.
+func (w *worker) held() []kafka.HeldTask {
+	var held []kafka.HeldTask
+	for _, sub := range w.subs {
+		for p := range w.inst.plan.tasks[sub.Name] {
+			check, err := state.LoadCheckpoint(w.inst.db, state.TaskID{SubTopology: sub.Name, Partition: p})
+			if err != nil || check == nil {
+				continue
+			}
+			h := kafka.HeldTask{TaskID: kafka.TaskID{Sub: sub.Name, Partition: p}}
+			for _, pos := range check.Logs {
+				h.Checkpoint += pos.Next
+			}
+			held = append(held, h)
+		}
+	}
+	return held
+}
+
+// unassigned reports tasks that no member of the group can take.
+func (w *worker) unassigned(tasks []kafka.Unassigned) {
+	for _, t := range tasks {
+		w.log.Error("nobody in the group can take a task", "task", t.String(), "reason", t.Reason)
+	}
+}
+
+// inputTopics are the topics a task of sub reads, the loop last.
+func inputTopics(sub *topology.SubTopology) []string {
+	var topics []string
+	for _, src := range sub.Sources {
+		topics = append(topics, src.Topic)
+	}
+	if sub.LoopTopic != "" {
+		topics = append(topics, sub.LoopTopic)
+	}
+	return topics
+}
+
+// taskOf returns the task that reads a topic partition.
+func (w *worker) taskOf(topic string, partition int32) state.TaskID {
+	if sub := w.byTopic[topic]; sub != nil {
+		return state.TaskID{SubTopology: sub.Name, Partition: partition}
+	}
+	return state.TaskID{}
+}
+
+// topics are the topics the worker's group reads.
+func (w *worker) topics() []string {
+	var topics []string
+	for _, sub := range w.subs {
+		topics = append(topics, inputTopics(sub)...)
+	}
+	return topics
+}
+
+// run opens sessions until ctx ends or an error is final.
+func (w *worker) run(ctx context.Context) error {
+	failures, fenced := 0, 0
+	for {
+		opened := time.Now()
+		err := w.runSession(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if kafka.IsFencedByOther(err) {
+			if fenced++; fenced > 1 {
+				return fmt.Errorf("group %q: another process uses a copy of this state directory (transactional id %q was fenced twice): give each instance a directory of its own: %w", w.group, w.transactionalID, err)
+			}
+		} else if time.Since(opened) > time.Minute {
+			failures, fenced = 0, 0
+		}
+		if final, ok := errors.AsType[*FatalError](err); ok {
+			return final
+		}
+		wait := time.Duration(0)
+		if !errors.Is(err, errReopen) || failures > 0 {
+			wait = min(100*time.Millisecond<<min(failures, 10), 30*time.Second)
+		}
+		failures++
+		w.log.Warn("worker reopens its client", "error", err, "in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (w *worker) runSession(ctx context.Context) error {
+	s, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
+	w.inst.attach(w, s)
+	err = s.loop(ctx)
+	w.inst.attach(w, nil)
+	leave := ctx.Err() != nil && !w.cfg.KeepMembership
+	s.close(leave)
+	return err
+}
+
+// A FatalError stops the instance: going on would serve or write wrong data.
+type FatalError struct{ Err error }
+
+func (e *FatalError) Error() string { return e.Err.Error() }
+func (e *FatalError) Unwrap() error { return e.Err }
+
+// fetchError explains a fetch error that the client does not get over by itself.
+func (w *worker) fetchError(topic string, partition int32, err error) error {
+	switch {
+	case errors.Is(err, kerr.OffsetOutOfRange):
+		return fmt.Errorf("%w: %s/%d: offset out of range", errReopen, topic, partition)
+	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID), errors.Is(err, kerr.UnknownTopicOrPartition):
+		return fmt.Errorf("topic %q was deleted or recreated while group %q reads it: its offsets and state no longer fit; restore it, or reset the application: %w", topic, w.group, err)
+	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.GroupAuthorizationFailed):
+		return fmt.Errorf("not allowed to read %q in group %q: grant Read: %w", topic, w.group, err)
+	}
+	return fmt.Errorf("%w: fetch %s/%d: %w", errReopen, topic, partition, err)
+}
+
+// A start is where a partition begins: at the group's offset, or, if fresh, where
+// the source's start policy says, since the group has none.
+type start struct {
+	at    kafka.Offset
+	fresh bool
+	err   error // why it cannot begin
+}
+
+// startOffsets decides where the partitions begin that the group was just
+// assigned.
+func (w *worker) startOffsets(ctx context.Context, fetched map[string]map[int32]kgo.Offset) (map[string]map[int32]start, error) {
+	partitions := map[string][]int32{}
+	for topic, ps := range fetched {
+		partitions[topic] = slices.Collect(maps.Keys(ps))
+	}
+	begins, err := kafka.ListOffsets(ctx, w.inst.plain, kafka.LogStart, partitions)
+	if err != nil {
+		return nil, err
+	}
+	ends, err := kafka.ListOffsets(ctx, w.inst.plain, kafka.HighWatermark, partitions)
+	if err != nil {
+		return nil, err
+	}
+	starts := map[string]map[int32]start{}
+	for topic, ps := range fetched {
+		for p, offset := range ps {
+			at := offset.EpochOffset()
+			set(starts, topic, p, w.startOf(topic, p, kafka.Offset{At: at.Offset, Epoch: at.Epoch}, begins[topic][p], ends[topic][p]))
+		}
+	}
+	return starts, nil
+}
+
+func (w *worker) startOf(topic string, p int32, at kafka.Offset, begin, end int64) start {
+	switch policy := w.startPolicy(topic); {
+	case at.At >= begin:
+		return start{at: at}
+	case at.At >= 0:
+		w.inst.metrics.lost(topic, begin-at.At)
+		w.log.Error("retention overtook the group", "topic", topic, "partition", p, "from", at.At, "to", begin-1, "skipped", w.cfg.SkipLost)
+		s := start{at: kafka.Offset{At: begin, Epoch: -1}}
+		if !w.cfg.SkipLost {
+			s.err = fmt.Errorf("%s/%d: records %d to %d are gone (retention overtook group %q): restore them, or accept the loss with millrace.SkipLost", topic, p, at.At, begin-1, w.group)
+		}
+		return s
+	case policy == topology.MustExist:
+		return start{err: fmt.Errorf("group %q has no offset for %s/%d and the source says MustExist: set the group's offset, or choose Earliest or Latest", w.group, topic, p)}
+	case policy == topology.Latest:
+		return start{at: kafka.Offset{At: end, Epoch: -1}, fresh: true}
+	}
+	return start{at: kafka.Offset{At: begin, Epoch: -1}, fresh: true}
+}
+
+func (w *worker) startPolicy(topic string) topology.StartPolicy {
+	sub := w.byTopic[topic]
+	if sub == nil {
+		return topology.Earliest
+	}
+	for _, src := range sub.Sources {
+		if src.Topic == topic {
+			return src.Start
+		}
+	}
+	return topology.Earliest // the loop
+}

@@ -1,0 +1,122 @@
+package millrace
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace/millrace/internal/engine"
+	"github.com/millrace/millrace/processors"
+)
+
+// An Option sets something of an [App].
+type Option func(*engine.Config)
+
+// Brokers names the bootstrap addresses of the Kafka cluster, host:port. Required.
+func Brokers(addrs ...string) Option {
+	return func(c *engine.Config) { c.Kafka.Brokers = addrs }
+}
+
+// StateDir names the directory of the instance's identity and state. Required; it
+// must survive restarts, and belong to one process at a time.
+func StateDir(dir string) Option {
+	return func(c *engine.Config) { c.StateDir = dir }
+}
+
+// TLS encrypts the connections to the brokers. The minimum version is 1.2; client
+// certificates in cfg make it mutual.
+func TLS(cfg *tls.Config) Option {
+	return func(c *engine.Config) { c.Kafka.TLS = cfg }
+}
+
+// Dialer replaces the network dialer of the Kafka clients, for tests and proxies.
+func Dialer(dial func(ctx context.Context, network, address string) (net.Conn, error)) Option {
+	return func(c *engine.Config) { c.Kafka.Dialer = dial }
+}
+
+// ClientID is what the brokers call the instance in logs and quotas; default
+// "millrace".
+func ClientID(id string) Option {
+	return func(c *engine.Config) { c.Kafka.ClientID = id }
+}
+
+// Workers sets how many workers each Kafka group gets in this instance; default 2.
+// A worker is one group member with one transactional producer (num.stream.threads).
+func Workers(n int) Option {
+	return func(c *engine.Config) { c.Workers = n }
+}
+
+// CommitInterval is the longest time between two commits while records flow;
+// default 100 ms (commit.interval.ms). With little input a commit follows at once.
+func CommitInterval(d time.Duration) Option {
+	return func(c *engine.Config) { c.CommitInterval = d }
+}
+
+// MaxTaskIdle is how long a task with several inputs waits for an empty one before
+// it goes on with the others, in order of timestamps; default 0: only for inputs
+// known to hold data. A negative value never waits (max.task.idle.ms).
+func MaxTaskIdle(d time.Duration) Option {
+	return func(c *engine.Config) { c.MaxTaskIdle = d }
+}
+
+// HandoverWait is how long the running calls of a task that leaves the instance
+// may take to end before they are cancelled; default 5 s, at most 10 s.
+func HandoverWait(d time.Duration) Option {
+	return func(c *engine.Config) { c.HandoverWait = d }
+}
+
+// MaxRowBytes bounds the rows of stores; default 1,000,000, which fits the broker's
+// default max.message.bytes of the changelogs.
+func MaxRowBytes(n int) Option {
+	return func(c *engine.Config) { c.MaxRowBytes = n }
+}
+
+// OnError decides what becomes of a record that failed, unless the step decided
+// itself with [processors.WithAction]. The default dead-letters the record, and
+// stops the task on failures of the state store.
+func OnError(policy func(*processors.Error) processors.Action) Option {
+	return func(c *engine.Config) { c.Policy = policy }
+}
+
+// SkipLost goes on behind records that retention removed before they were read;
+// the default parks the task and reports the range.
+func SkipLost() Option {
+	return func(c *engine.Config) { c.SkipLost = true }
+}
+
+// KeepMembership keeps the instance in its groups when it stops, so that a restart
+// within 45 s moves no task.
+func KeepMembership() Option {
+	return func(c *engine.Config) { c.KeepMembership = true }
+}
+
+// Replication sets the replication factor of internal topics; default: the
+// broker's.
+func Replication(factor int16) Option {
+	return func(c *engine.Config) { c.Replication = factor }
+}
+
+// HTTP serves /livez, /readyz, /tasks and, with [Metrics], /metrics on a loopback
+// address, for example "127.0.0.1:8080". There is no authentication.
+func HTTP(addr string) Option {
+	return func(c *engine.Config) { c.HTTP = addr }
+}
+
+// Logger takes the instance's log; default: none.
+func Logger(l *slog.Logger) Option {
+	return func(c *engine.Config) { c.Logger, c.Kafka.Logger = l, l }
+}
+
+// Metrics registers the instance's Prometheus metrics; default: none.
+func Metrics(r *prometheus.Registry) Option {
+	return func(c *engine.Config) { c.Registry = r }
+}
+
+// OnTaskState calls fn at every change of a task's state. fn must not block.
+func OnTaskState(fn func(TaskStatus)) Option {
+	return func(c *engine.Config) { c.Listener = fn }
+}
