@@ -55,7 +55,7 @@ func flags() (config, error) {
 	flag.IntVar(&c.restartKeys, "restart-keys", 1_000_000, "keys of the state at the restart after kill -9")
 	flag.IntVar(&c.latencyRounds, "latency-rounds", 1, "rounds of latency")
 	flag.IntVar(&c.latencySeconds, "latency-seconds", 15, "length of a latency measurement")
-	flag.IntVar(&c.idleSeconds, "idle-seconds", 15, "length of an idle measurement")
+	flag.IntVar(&c.idleSeconds, "idle-seconds", 10, "length of an idle measurement")
 	flag.IntVar(&c.scaleRounds, "scale-rounds", 1, "rounds of scale")
 	flag.StringVar(&scalePartitions, "scale-partitions", "4,16,64,256", "partition counts of scale")
 	flag.StringVar(&scaleKeys, "scale-keys", "1000000,10000000", "key counts of scale besides -keys")

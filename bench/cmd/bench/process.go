@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -93,7 +92,11 @@ func (p *process) restored() restore {
 func (p *process) failed() error {
 	select {
 	case <-p.exited:
-		return fmt.Errorf("%s ended: %w\n%s", p.name, errors.Join(p.err, errors.New("too early")), p.stderr.String())
+		end := "exit status 0"
+		if p.err != nil {
+			end = p.err.Error()
+		}
+		return fmt.Errorf("%s ended too early: %s\n%s", p.name, end, p.stderr.String())
 	default:
 		return nil
 	}

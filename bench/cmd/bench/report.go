@@ -159,7 +159,8 @@ func (r *report) markdown(preamble string) string {
 	if len(r.notes) > 0 {
 		b.WriteString("\nNotes:\n\n")
 		for _, n := range r.notes {
-			fmt.Fprintf(&b, "- %s\n", strings.TrimSpace(strings.ReplaceAll(n, "\n", " ")))
+			first, _, _ := strings.Cut(n, "\n") // the rest is in the log
+			fmt.Fprintf(&b, "- %s\n", first)
 		}
 	}
 	return b.String()

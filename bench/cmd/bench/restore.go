@@ -171,7 +171,7 @@ const tricklePerSecond = 1000
 
 func (h *harness) runRestart(ctx context.Context, a arm, round int) error {
 	keys := h.cfg.restartKeys
-	loaded := 2 * keys // all keys, then as many updates
+	loaded := keys // every key once; then random ones trickle in
 	data := newDataset(loaded+120*tricklePerSecond, keys, h.cfg.partitions)
 	topic := fmt.Sprintf("in-restart-%d", h.runs)
 	if err := h.createTopic(ctx, topic, h.cfg.partitions); err != nil {
