@@ -1,6 +1,8 @@
 package topology
 
 import (
+	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -124,6 +126,26 @@ var cutCases = []goldenCase{
 	{"a sub-topology named like another's topic", func(b *Builder) {
 		textStream(b).To("out")
 		counted(Stream(b, "in2", serde.String(), serde.String()), "in")
+	}},
+	{"tables, windows and joins", func(b *Builder) {
+		products := Table(b, "products", "products", serde.String(), serde.String())
+		regions := GlobalTable(b, "regions", "regions", serde.String(), serde.String())
+		orders := Stream(b, "orders", serde.String(), serde.String())
+		named := Join(orders, products, func(o, p string) string { return o + p })
+		placed := GlobalJoin(named, regions, func(k, _ string) string { return k }, func(o, r string) string { return o + r })
+		placed.To("orders.placed")
+		byRegion := GroupBy(placed, "by-region", first)
+		perMinute := Count(byRegion, "per-minute", Tumbling(time.Minute, Grace(0)))
+		perMinute.ToStream().WithKeySerde(WindowedSerde(serde.String(), time.Minute)).To("counts")
+		byRegion.Reduce("last", func(_, v string) string { return v })
+	}},
+	{"an asynchronous lookup between joins", func(b *Builder) {
+		products := Table(b, "products", "products", serde.String(), serde.String())
+		asked := AsyncLookup(textStream(b).Filter(pass), "ask", func(context.Context, processors.Record[string, string]) (int64, error) { return 0, nil },
+			serde.Int64(), OnFailure(FallbackEvent))
+		text := MapValues(asked.Results(), func(a processors.Answer[string, int64]) string { return fmt.Sprint(a.Event, a.Result) })
+		Join(text, products, func(t, p string) string { return t + p }, Named("with-product")).To("answered")
+		asked.Fallbacks().To("unanswered")
 	}},
 }
 

@@ -197,6 +197,16 @@ func ExampleTimestamps() {
 	// Output: timed: a:1970-01-01T00:00:42Z@42000
 }
 
+// Extractors that build on Kafka's timestamp see it once.
+func ExampleTimestamps_seconds() {
+	b := topology.New("shop")
+	words := topology.Stream(b, "words", serde.String(), serde.String(),
+		topology.Timestamps(func(r processors.Record[string, string], _ int64) (int64, error) { return r.Timestamp * 1000, nil }))
+	words.To("timed")
+	show(b, []string{"a one", "b two"}, "timed")
+	// Output: timed: a:one@0, b:two@1000
+}
+
 // lastSeen forwards a word together with the one its key had before.
 type lastSeen struct {
 	ctx  *processors.Context[string, string]

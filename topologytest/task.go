@@ -44,6 +44,7 @@ type input struct {
 	timestamp func(*processors.Raw, int64) (int64, error)
 	time      int64 // largest timestamp so far, for the extractor
 	head      *processors.Raw
+	at        int64 // event time of head
 	err       error // of the extractor on head
 }
 
@@ -114,7 +115,7 @@ func (t *task) step() bool {
 			source = i
 			break
 		}
-		if source < 0 || in.head.Timestamp < t.inputs[source].head.Timestamp {
+		if source < 0 || in.at < t.inputs[source].at {
 			source = i
 		}
 	}
@@ -131,7 +132,8 @@ func (t *task) step() bool {
 	return true
 }
 
-// peek sets the head of an input, with the extractor's timestamp.
+// peek sets the head of an input and its event time: that of the extractor, which
+// the pipeline applies to the record again.
 func (t *task) peek(in *input) {
 	tp := t.d.topic(in.topic, t.d.parts)
 	if in.head != nil || int(t.part.ID.Partition) >= len(tp.partitions) {
@@ -142,12 +144,12 @@ func (t *task) peek(in *input) {
 		return
 	}
 	rec := recs[in.position]
-	in.head, in.err = &rec, nil
+	in.head, in.at, in.err = &rec, rec.Timestamp, nil
 	if in.timestamp != nil {
-		rec.Timestamp, in.err = in.timestamp(&rec, in.time)
+		in.at, in.err = in.timestamp(&rec, in.time)
 	}
 	if in.err == nil {
-		in.time = max(in.time, rec.Timestamp)
+		in.time = max(in.time, in.at)
 	}
 }
 
@@ -155,8 +157,8 @@ func (t *task) process(source int, in *input) error {
 	t.begin(*in.head)
 	err := in.err
 	if err == nil {
-		if !in.loop && in.head.Timestamp > t.clock.Value() {
-			t.clock.Set(in.head.Timestamp)
+		if !in.loop && in.at > t.clock.Value() {
+			t.clock.Set(in.at)
 		}
 		err = t.pipe.Process(source, &t.raw)
 	}
