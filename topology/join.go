@@ -20,8 +20,9 @@ import (
 // The table's row is the last one the task has read, whatever its timestamp:
 // records of both topics are read in the order of their timestamps as far as the
 // task has them. Stream and table must have the same number of partitions and
-// partitioner. If the stream's key may have changed, its records go through the
-// repartition topic <app>.<name>-repartition, whose name the option [Named] gives.
+// partitioner. If a step before it may have changed the stream's key, or is
+// asynchronous, the records go through the repartition topic
+// <app>.<name>-repartition, whose name the option [Named] gives.
 func Join[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], f func(value V, row T) R, opts ...StepOption) *KStream[K, R] {
 	return joinTable(s, t, processors.InnerJoin, func(_ K, v V, row T, _ bool) (R, error) { return f(v, row), nil }, opts)
 }
@@ -46,7 +47,7 @@ func joinTable[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], kind processor
 	}
 	in := repartitioned(s, n.name, kind == processors.LeftJoin)
 	if in != s && n.name == "" {
-		s.b.fail("%s with table %q: a step before it changes the stream's key, so it needs a repartition topic; pass topology.Named to name it", n.op, t.store)
+		s.b.fail("%s with table %q: a step before it changes the stream's key or is asynchronous, so it needs a repartition topic; pass topology.Named to name it", n.op, t.store)
 	}
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		rows, err := t.lookup(task)

@@ -31,31 +31,44 @@ func (c *Call) Run() {
 	c.end(c.call.Run(c.task.ctx))
 }
 
-// TimeOut ends the call as one that got no slot within MaxWait.
-func (c *Call) TimeOut() {
+// Answer ends the call as if the step's function had returned value, which must
+// be of its result type.
+func (c *Call) Answer(value any) {
 	c.task.d.t.Helper()
-	c.end(c.call.Waited())
+	c.end(c.call.Run(processors.WithAnswer(c.task.ctx, value, nil)))
 }
 
-// Fail ends the call as one whose answer was too large or could not be encoded.
+// Fail ends the call as if the step's function had returned err in an attempt
+// that is not repeated. An err by [processors.WithAction] keeps its action, if it
+// is Skip.
 func (c *Call) Fail(err error) {
 	c.task.d.t.Helper()
-	c.end(c.call.Failed(err))
+	c.end(c.call.Run(processors.WithAnswer(c.task.ctx, nil, lastAttempt(err))))
+}
+
+func lastAttempt(err error) error {
+	if e := processors.Fail(processors.ClassAsync, "", err).(*processors.Error); e.Action == processors.Skip {
+		return err
+	}
+	return processors.WithAction(processors.DeadLetter, err)
+}
+
+// TimeOut ends the call as if its last attempt had taken too long.
+func (c *Call) TimeOut() {
+	c.task.d.t.Helper()
+	c.Fail(context.DeadlineExceeded)
+}
+
+// NoSlot ends the call as one that was granted no slot within MaxWait.
+func (c *Call) NoSlot() {
+	c.task.d.t.Helper()
+	c.end(c.call.Waited())
 }
 
 // Release ends the call without an outcome, as an instance does that hands its
 // task over: the step asks again.
 func (c *Call) Release() {
 	c.task.d.t.Helper()
-	c.end(c.call.Released())
-}
-
-// Cancel runs the step's function with a context that has ended.
-func (c *Call) Cancel() {
-	c.task.d.t.Helper()
-	ctx, cancel := context.WithCancel(c.task.ctx)
-	cancel()
-	c.call.Run(ctx)
 	c.end(c.call.Released())
 }
 

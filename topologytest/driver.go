@@ -101,7 +101,7 @@ func New(t testing.TB, b *topology.Builder, opts ...Option) *Driver {
 	if d.parts < 1 {
 		t.Fatalf("topologytest: %d partitions; use 1 or more", d.parts)
 	}
-	t.Cleanup(d.stop)
+	t.Cleanup(d.Close)
 	d.start()
 	d.run()
 	return d
@@ -109,6 +109,10 @@ func New(t testing.TB, b *topology.Builder, opts ...Option) *Driver {
 
 // Topology returns the topology that the driver runs.
 func (d *Driver) Topology() *topology.Topology { return d.top }
+
+// Close ends the application. It is called at the end of the test, and may be
+// called before.
+func (d *Driver) Close() { d.stop() }
 
 // Restart ends the application and starts it again on its committed state, as
 // after a kill. Calls that were not answered are lost with the process.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"reflect"
-	"testing"
 
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/topology"
@@ -71,14 +70,13 @@ func (c *testCase) run() (r result) {
 		r.Error = err.Error()
 		return r
 	}
-	t := &harness{}
-	defer t.close()
 	defer func() {
 		if p := recover(); p != nil {
 			r.Pass, r.Error = false, fmt.Sprint(p)
 		}
 	}()
-	d := topologytest.New(t, b)
+	d := topologytest.New(topologytest.NoTest(), b)
+	defer d.Close()
 	for i, in := range c.Input {
 		d.PipeRaw(in.Topic, 0, processors.Raw{Key: encode(in.Key), Value: encode(in.Value), Timestamp: in.Timestamp})
 		for _, topic := range sinks {
@@ -153,25 +151,4 @@ func decode(data []byte) (v any) {
 		panic(err) // a serde of ours wrote it
 	}
 	return v
-}
-
-// harness is the testing.TB of a driver outside of a test: its failures are
-// panics.
-type harness struct {
-	testing.TB
-	cleanups []func()
-}
-
-func (h *harness) Helper()             {}
-func (h *harness) Logf(string, ...any) {}
-func (h *harness) Cleanup(f func())    { h.cleanups = append(h.cleanups, f) }
-func (h *harness) Fatalf(format string, args ...any) {
-	panic(fmt.Errorf(format, args...))
-}
-func (h *harness) Errorf(format string, args ...any) { h.Fatalf(format, args...) }
-
-func (h *harness) close() {
-	for _, f := range h.cleanups {
-		f()
-	}
 }
