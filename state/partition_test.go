@@ -1,0 +1,221 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"testing"
+)
+
+// failing is a backend whose reads or writes fail.
+type failing struct {
+	Backend
+	read, write error
+}
+
+func (f *failing) Get(key []byte) ([]byte, error) {
+	if f.read != nil {
+		return nil, f.read
+	}
+	return f.Backend.Get(key)
+}
+
+func (f *failing) Scan(lower, upper []byte, reverse bool) iter.Seq2[KV, error] {
+	if f.read != nil {
+		return fail[KV](f.read)
+	}
+	return f.Backend.Scan(lower, upper, reverse)
+}
+
+func (f *failing) Write(b *Batch) error {
+	if f.write != nil {
+		return f.write
+	}
+	return f.Backend.Write(b)
+}
+
+func TestPartitionErrors(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	db := &failing{Backend: NewMemory(), read: broken}
+	p := NewPartition(db, TaskID{"s", 1}, []Spec{{Name: "a"}})
+	s := NewKeyValueStore(p.Store("a"), textSerde{}, numberSerde{})
+	if _, _, err := s.Get("k"); !errors.Is(err, broken) {
+		t.Errorf("Get: %v", err)
+	}
+	n := 0
+	for _, err := range s.Range(nil, nil) {
+		if n++; !errors.Is(err, broken) {
+			t.Errorf("Range: %v", err)
+		}
+	}
+	if n != 1 {
+		t.Errorf("Range gives %d errors, want 1", n)
+	}
+	cell := p.Cell("time")
+	if got := cell.Value(); got != -1 || !errors.Is(p.Err(), broken) {
+		t.Errorf("cell is %d, Err is %v", got, p.Err())
+	}
+	if err := p.Commit(&Batch{}); !errors.Is(err, broken) {
+		t.Errorf("Commit with an unread cell: %v", err)
+	}
+	db.read = nil
+	p.Abort()
+	if got := cell.Value(); got != -1 || p.Err() != nil {
+		t.Errorf("after Abort the cell is %d, Err is %v", got, p.Err())
+	}
+
+	// A row that is no row: an error, not a zero.
+	if err := db.Write(&Batch{Ops: []Op{{Key: append(StorePrefix(p.ID, "a"), 'k'), Value: []byte("short")}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, err := s.Get("k"); ok || !errors.Is(err, ErrCorrupt) {
+		t.Errorf("Get of a damaged row: %v, %v", ok, err)
+	}
+
+	// A commit that fails changes nothing.
+	if err := s.Put("x", 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	db.write = broken
+	if err := p.Commit(&Batch{}); !errors.Is(err, broken) {
+		t.Errorf("Commit: %v", err)
+	}
+	if v, ok, err := s.Get("x"); v != 1 || !ok || err != nil || !p.Dirty() {
+		t.Errorf("after a failed commit: %d, %v, %v, dirty %v", v, ok, err, p.Dirty())
+	}
+}
+
+// counting counts the reads that reach the backend.
+type counting struct {
+	Backend
+	gets int
+}
+
+func (c *counting) Get(key []byte) ([]byte, error) {
+	c.gets++
+	return c.Backend.Get(key)
+}
+
+func TestCache(t *testing.T) {
+	t.Parallel()
+	db := &counting{Backend: NewMemory()}
+	p := NewPartition(db, TaskID{"s", 1}, []Spec{{Name: "a"}}, WithCache(NewCacheBudget(100_000)))
+	s := p.Store("a")
+	get := func(key string) string {
+		t.Helper()
+		v, err := s.Get([]byte(key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(v)
+	}
+	reads := func(want int, what string) {
+		t.Helper()
+		if db.gets != want {
+			t.Errorf("%s: %d reads of the backend, want %d", what, db.gets, want)
+		}
+		db.gets = 0
+	}
+	get("x")
+	get("y")
+	get("x")
+	reads(2, "a key that is absent is remembered")
+	s.Put([]byte("x"), []byte("1"))
+	get("x")
+	if err := p.Commit(&Batch{}); err != nil {
+		t.Fatal(err)
+	}
+	get("x")
+	reads(0, "a commit fills the cache")
+	s.Put([]byte("x"), []byte("2"))
+	p.Abort()
+	if got := get("x"); got != "1" {
+		t.Errorf("after an abort x is %q", got)
+	}
+	reads(1, "an abort drops the cache")
+
+	// Memory is bounded by the budget, apart from the overlay, and what is used
+	// often stays.
+	for i := range 10_000 {
+		s.Put(fmt.Appendf(nil, "key-%d", i), make([]byte, 100))
+		get("x")
+	}
+	if p.cache.bytes < 10_000*100 {
+		t.Errorf("the overlay has %d bytes", p.cache.bytes)
+	}
+	if err := p.Commit(&Batch{}); err != nil {
+		t.Fatal(err)
+	}
+	if p.cache.bytes > 100_000 || len(s.rows) != len(p.cache.ring) {
+		t.Errorf("after the commit the cache has %d bytes of 100,000, %d rows, %d in the ring", p.cache.bytes, len(s.rows), len(p.cache.ring))
+	}
+	db.gets = 0
+	for i := range 10_000 {
+		get(fmt.Sprintf("key-%d", i))
+		get("x")
+	}
+	if p.cache.bytes > 101_000 {
+		t.Errorf("after reads the cache has %d bytes of 100,000", p.cache.bytes)
+	}
+	if db.gets < 9_000 || db.gets > 10_000 {
+		t.Errorf("%d reads of the backend, of 10,000 other keys and one that is always used", db.gets)
+	}
+	sum := 0
+	for _, e := range p.cache.ring {
+		sum += len(e.key) + len(e.value) + entryOverhead
+	}
+	if sum != p.cache.bytes {
+		t.Errorf("the cache counts %d bytes, it has %d", p.cache.bytes, sum)
+	}
+}
+
+func TestCacheShare(t *testing.T) {
+	t.Parallel()
+	budget := NewCacheBudget(1000)
+	p := NewPartition(NewMemory(), TaskID{}, nil, WithCache(budget))
+	q := NewPartition(NewMemory(), TaskID{}, nil, WithCache(budget))
+	if got := budget.share(); got != 500 {
+		t.Errorf("the share of two is %d", got)
+	}
+	q.Close()
+	q.Close()
+	if got := budget.share(); got != 1000 {
+		t.Errorf("the share of one is %d", got)
+	}
+	p.Close()
+	off := NewPartition(NewMemory(), TaskID{}, []Spec{{Name: "a"}}, WithCache(NewCacheBudget(0)))
+	s := off.Store("a")
+	s.Put([]byte("k"), []byte("v"))
+	if err := off.Commit(&Batch{}); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := s.Get([]byte("k")); string(v) != "v" || err != nil || len(s.rows) != 0 {
+		t.Errorf("without a cache: %q, %v, %d rows kept", v, err, len(s.rows))
+	}
+}
+
+func TestCellAllocations(t *testing.T) {
+	p := NewPartition(NewMemory(), TaskID{}, nil)
+	c, n := p.Cell("time"), int64(0)
+	p.Begin()
+	c.Set(n)
+	if got := testing.AllocsPerRun(1000, func() { n++; p.Begin(); c.Set(n) }); got != 0 {
+		t.Errorf("Set allocates %v times", got)
+	}
+}
+
+// The partitions are those of Kafka's own tests of its murmur2.
+func TestPartitionOf(t *testing.T) {
+	t.Parallel()
+	for key, hash := range map[string]int32{
+		"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536,
+		"a-little-bit-longer-string": -1486304829, "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107,
+	} {
+		for _, n := range []int32{1, 4, 10, 127} {
+			if got, want := PartitionOf([]byte(key), n), hash&0x7fffffff%n; got != want {
+				t.Errorf("PartitionOf(%q, %d) = %d, want %d", key, n, got, want)
+			}
+		}
+	}
+}
