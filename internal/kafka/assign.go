@@ -302,18 +302,27 @@ func (a *assignment) balanceInstances() {
 	for i, in := range a.instances {
 		nodes[i] = node{tasks: &in.tasks, weight: len(in.members), can: in.can}
 	}
-	level(nodes, func(t *groupTask, from, to int) int {
-		score := 0
-		if _, has := a.instances[to].lag[t.id]; has {
-			score -= 4
+	level(nodes, func(from, to int) func(*groupTask) int {
+		src, dst := a.instances[from], a.instances[to]
+		load := make(map[*groupMember]int) // of the workers of src
+		for _, t := range src.tasks {
+			load[t.owner]++
 		}
-		if _, has := a.instances[from].lag[t.id]; has {
-			score += 2
+		// What nobody reads moves first, then what dst has the state of and src has
+		// not, then what relieves the busiest worker of src.
+		return func(t *groupTask) int {
+			score := 0
+			if t.owner != nil && t.owner.instance == src {
+				score += 1<<30 - load[t.owner]
+			}
+			if _, has := dst.lag[t.id]; !has {
+				score += 1 << 20
+			}
+			if _, has := src.lag[t.id]; has {
+				score += 1 << 19
+			}
+			return score
 		}
-		if t.owner != nil && t.owner.instance == a.instances[from] {
-			score++
-		}
-		return score
 	})
 }
 
@@ -337,11 +346,13 @@ func (a *assignment) balanceWorkers(in *groupInstance) {
 		})
 		best.tasks = append(best.tasks, t)
 	}
-	level(nodes, func(t *groupTask, from, _ int) int {
-		if t.owner == in.members[from] {
-			return 1
+	level(nodes, func(from, _ int) func(*groupTask) int {
+		return func(t *groupTask) int {
+			if t.owner == in.members[from] {
+				return 1
+			}
+			return 0
 		}
-		return 0
 	})
 	for _, m := range in.members {
 		for _, t := range m.tasks {

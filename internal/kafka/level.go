@@ -20,7 +20,7 @@ func heavier(x, y node) bool { return len(*x.tasks)*y.weight > (len(*y.tasks)+1)
 // evens the loads any more. Among the tasks of a node those with the least cost
 // move first, and then those of the sub-topology the target has fewest of. Without
 // restrictions on who can carry what it makes the fewest moves possible.
-func level(nodes []node, cost func(t *groupTask, from, to int) int) {
+func level(nodes []node, cost func(from, to int) func(*groupTask) int) {
 	for {
 		order := make([]int, len(nodes))
 		for i := range order {
@@ -37,7 +37,7 @@ func level(nodes []node, cost func(t *groupTask, from, to int) int) {
 
 // relieve looks for the shortest chain of moves from a node to a lighter one,
 // where the nodes between give a task for the one they get, and makes it.
-func relieve(nodes []node, from int, cost func(t *groupTask, from, to int) int) bool {
+func relieve(nodes []node, from int, cost func(from, to int) func(*groupTask) int) bool {
 	before := make([]int, len(nodes)) // the node before it on the way, or -1
 	for i := range before {
 		before[i] = -1
@@ -84,7 +84,7 @@ func reachable(bySub map[string]*groupTask, to node) bool {
 }
 
 // move hands the best task over.
-func move(nodes []node, from, to int, cost func(t *groupTask, from, to int) int) {
+func move(nodes []node, from, to int, cost func(from, to int) func(*groupTask) int) {
 	src, dst := nodes[from].tasks, nodes[to].tasks
 	spreads := make(map[string]int) // how many more of a sub-topology dst has
 	for _, t := range *src {
@@ -93,12 +93,13 @@ func move(nodes []node, from, to int, cost func(t *groupTask, from, to int) int)
 	for _, t := range *dst {
 		spreads[t.id.Sub]++
 	}
+	of := cost(from, to)
 	best, bestCost, bestSpread := -1, 0, 0
 	for i, t := range *src {
 		if !nodes[to].can(t) {
 			continue
 		}
-		c, spread := cost(t, from, to), spreads[t.id.Sub]
+		c, spread := of(t), spreads[t.id.Sub]
 		if best < 0 || c < bestCost || c == bestCost && spread < bestSpread {
 			best, bestCost, bestSpread = i, c, spread
 		}
