@@ -23,7 +23,7 @@ import (
 // line.
 const HeaderLine = "line"
 
-// Topics names what is read. Topics that do not exist yet are picked up when
+// Topics names what is read; Fallbacks may be empty. Topics that do not exist yet are picked up when
 // they do.
 type Topics struct {
 	Source, Enriched, Fallbacks, PerProduct, PerMinute string
@@ -31,7 +31,11 @@ type Topics struct {
 }
 
 func (t Topics) all() []string {
-	return append([]string{t.Source, t.Enriched, t.Fallbacks, t.PerProduct, t.PerMinute}, t.DeadLetters...)
+	names := append([]string{t.Source, t.Enriched, t.PerProduct, t.PerMinute}, t.DeadLetters...)
+	if t.Fallbacks != "" {
+		names = append(names, t.Fallbacks)
+	}
+	return names
 }
 
 // Kind is what became of an event.
@@ -44,16 +48,13 @@ const (
 	Fallback
 )
 
-// String returns the kind's name.
-func (k Kind) String() string { return [...]string{"enriched", "dead-lettered", "fallback"}[k] }
-
 // Config sets up an [Audit].
 type Config struct {
 	Brokers []string
 	Topics  Topics
 	// OnOutcome, if not nil, is called in the reading goroutine for every outcome
-	// of a known event, duplicates included.
-	OnOutcome func(line int64, kind Kind)
+	// of an event. It must not call the audit.
+	OnOutcome func(line int64, first bool)
 	// Now is the clock of latencies; nil means [time.Now].
 	Now func() time.Time
 }
@@ -73,7 +74,6 @@ type event struct {
 	sent     time.Time // zero if it was sent by an earlier process
 	inSource bool
 	outcomes int
-	kind     Kind // of the first outcome
 }
 
 // An Audit reads committed records only. Its methods are safe for concurrent use.
@@ -250,7 +250,6 @@ func (a *Audit) outcome(line int64, kind Kind, now time.Time) {
 	if e.outcomes > 1 {
 		a.tally.Duplicates++
 	} else {
-		e.kind = kind
 		switch kind {
 		case Enriched:
 			a.tally.Enriched++
@@ -264,7 +263,7 @@ func (a *Audit) outcome(line int64, kind Kind, now time.Time) {
 		}
 	}
 	if a.cfg.OnOutcome != nil {
-		a.cfg.OnOutcome(line, kind)
+		a.cfg.OnOutcome(line, e.outcomes == 1)
 	}
 }
 

@@ -46,7 +46,7 @@ func newBench(t *testing.T) *bench {
 	clock := start
 	b.audit, err = New(Config{
 		Brokers: cluster.ListenAddrs(), Topics: topics,
-		OnOutcome: func(line int64, kind Kind) { b.outcomes = append(b.outcomes, fmt.Sprint(line, " ", kind)) },
+		OnOutcome: func(line int64, first bool) { b.outcomes = append(b.outcomes, fmt.Sprint(line, " ", first)) },
 		Now:       func() time.Time { return clock.Add(time.Second) },
 	})
 	if err != nil {
@@ -217,7 +217,7 @@ func TestDeadLetterFirst(t *testing.T) {
 	if got := b.catchUp(); got.Stray != 0 || got.DeadLettered != 1 || got.Lost != 0 {
 		t.Errorf("tally %+v", got)
 	}
-	if len(b.outcomes) != 1 || b.outcomes[0] != "1 dead-lettered" {
+	if len(b.outcomes) != 1 || b.outcomes[0] != "1 true" {
 		t.Errorf("outcomes %q", b.outcomes)
 	}
 }

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/millrace/millrace"
+	"github.com/millrace/millrace/examples/reviews"
+	"github.com/millrace/millrace/topology"
+)
+
+// workerCommandName is the command by which the demo runs a worker as a process
+// of its own.
+const workerCommandName = "demo-worker"
+
+// workerConfig is what a worker needs to know.
+type workerConfig struct {
+	App      string   `json:"app"`
+	Brokers  []string `json:"brokers"`
+	StateDir string   `json:"state_dir"`
+	Log      string   `json:"log"` // file that the log is appended to
+	ModelURL string   `json:"model_url"`
+	Model    string   `json:"model"`
+	Owner    string   `json:"owner"`   // name of this incarnation
+	Patient  bool     `json:"patient"` // the model is not the demo's own: give it time
+}
+
+// lookup are the bounds of the model calls. The demo's own model answers in
+// milliseconds, or misbehaves.
+func (c workerConfig) lookup() []topology.LookupOption {
+	if c.Patient {
+		return []topology.LookupOption{
+			topology.Concurrency(32), topology.AttemptTimeout(time.Minute), topology.Deadline(5 * time.Minute),
+			topology.Retries(6, 500*time.Millisecond, 20*time.Second),
+		}
+	}
+	return []topology.LookupOption{
+		topology.Concurrency(64), topology.AttemptTimeout(2 * time.Second), topology.Deadline(20 * time.Second),
+		topology.Retries(6, 20*time.Millisecond, 500*time.Millisecond),
+	}
+}
+
+// runWorker runs the application until ctx ends.
+func runWorker(ctx context.Context, cfg workerConfig) (err error) {
+	log, err := os.OpenFile(cfg.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("worker log: %w", err)
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	logger := slog.New(slog.NewTextHandler(log, nil)).With("worker", cfg.Owner)
+	// The key is read from the environment here, so that it is on no command line.
+	model := reviews.NewModel(cfg.ModelURL, cfg.Model, os.Getenv("OPENAI_API_KEY"), cfg.Owner)
+	defer model.Close()
+	app, err := millrace.New(
+		reviews.Build(cfg.App, model.Sentiment, cfg.lookup()...),
+		millrace.Brokers(cfg.Brokers...),
+		millrace.StateDir(cfg.StateDir),
+		millrace.Logger(logger),
+	)
+	if err != nil {
+		return err
+	}
+	if err := app.Run(ctx); err != nil {
+		logger.Error("stopped", "error", err)
+		return err
+	}
+	return nil
+}
+
+// workerCommand runs a worker as a process: its standard input holds a line with
+// its configuration, and its end tells it to stop, also when the demo dies.
+func workerCommand(ctx context.Context, args []string, std stdio) error {
+	if err := parse(flag.NewFlagSet(workerCommandName, flag.ContinueOnError), args, std); err != nil {
+		return err
+	}
+	signal.Ignore(os.Interrupt) // a terminal sends it to the demo too, which then ends the input
+	in := bufio.NewReader(std.in)
+	line, err := in.ReadBytes('\n')
+	if err != nil {
+		return usagef("it is started by \"millrace demo -kill\", which writes its configuration to standard input")
+	}
+	var cfg workerConfig
+	if err := json.Unmarshal(line, &cfg); err != nil {
+		return usagef("configuration: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // ends with the input
+		_, _ = io.Copy(io.Discard, in)
+		cancel()
+	}()
+	return runWorker(ctx, cfg)
+}
