@@ -38,8 +38,8 @@ func TestImportsGoOneWay(t *testing.T) {
 					t.Errorf("%s imports %s, itself or through others", path(f.pkg), path(not))
 				}
 			}
-			// Users' programs link what these packages import. (goka's own mocks
-			// bring testing into what imports goka.)
+			// Users' programs link what these packages import. (goka itself
+			// imports testing.)
 			for _, not := range []string{"github.com/golang/protobuf/proto", "github.com/twmb/franz-go/pkg/kfake"} {
 				if slices.Contains(deps, not) {
 					t.Errorf("%s links %s", path(f.pkg), not)
