@@ -68,6 +68,7 @@ func TestAsyncInheritedEntriesWait(t *testing.T) {
 	r.settleIn()
 	r.tick(6*time.Second - 2*tickInterval)
 	r.commit()
+	r.abort() // does not begin the wait anew
 	if r.isAsked(0) {
 		t.Fatal("asked before the old owner's time was over")
 	}
@@ -107,27 +108,53 @@ func TestAsyncReleased(t *testing.T) {
 func TestAsyncReleasedBySelf(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for i := range 17 { // one more than the window
-		w.event(fmt.Sprint("k", i), "v")
+	for range 16 {
+		w.event("", "old")
+	}
+	w.open(w.process("old"), config(OrderKey)).start().cycle()
+	for range 16 {
+		w.event("", "new")
 	}
 	p := w.process("i")
-	r := w.open(p, config(OrderNone)).start()
+	r := w.open(p, config(OrderKey)).start()
 	r.cycle()
-	c := r.call(5, 0)
-	p.end(w, c, c.Released())
-	r.begin(w.loop[0])
-	r.take()
+	r.tick(time.Minute) // the inherited ones wait for room, and come first
 	r.commit()
-	r.abort() // memory is gone, the process still knows of ask 0
-	r.same()
-	for i := range 17 {
-		if i != 5 && r.isAsked(i) {
-			r.answer(i)
-		}
+	c := r.call(20, 0)
+	p.end(w, c, c.Released())
+	r.cycle()
+	if r.isAsked(20) || !r.isAsked(0) {
+		t.Fatal("the room did not go to the oldest entry")
 	}
-	r.settleIn()
-	if !r.isAsked(5) {
-		t.Fatal("the released entry is never asked again")
+	r.abort() // memory is gone, the process still knows the ask that it released
+	r.same()
+	for range 40 {
+		if running := p.running(); len(running) > 0 {
+			p.end(w, running[0], running[0].Run(t.Context()))
+		}
+		r.settleIn()
+	}
+	if len(w.out) != 32 {
+		t.Errorf("%d results of 32", len(w.out))
+	}
+}
+
+// A task that has room for more heads than before asks without being prompted.
+func TestAsyncRoomAfterReset(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for range 30 {
+		w.event("", "v")
+	}
+	p := w.process("i")
+	w.open(p, config(OrderKey)).start().cycle()
+	cfg := config(OrderKey)
+	cfg.Slots = 15
+	r := w.open(p, cfg).start()
+	r.tick(tickInterval)
+	r.commit()
+	if n := len(p.running()); n != 30 {
+		t.Errorf("%d calls are out, want 30", n)
 	}
 }
 
@@ -261,6 +288,8 @@ func TestAsyncLongFlush(t *testing.T) {
 	if len(w.out) == 0 || len(w.out) == n {
 		t.Fatalf("%d outputs in one go, want a part of %d", len(w.out), n)
 	}
+	r.same()
+	r = w.open(w.process("i"), cfg).start() // a crash in between
 	r.tick(tickInterval)
 	r.commit()
 	if len(w.out) != n {
@@ -372,8 +401,13 @@ func (m *modelState) step() {
 		m.w.event(key, strings.Join(values, ","))
 	case 4, 5, 6, 7:
 		r.feed(m.rng.IntN(8) == 0)
-	case 8, 9, 10, 11:
+	case 8, 9, 10:
 		r.take()
+	case 11: // processed, and undone after all
+		if r.take() {
+			r.pos[1]--
+			r.Undo()
+		}
 	case 12, 13, 14, 15:
 		if running := r.proc.running(); len(running) > 0 {
 			c := running[m.rng.IntN(len(running))]
@@ -386,6 +420,9 @@ func (m *modelState) step() {
 		r.abort()
 	case 20:
 		r.tick(time.Duration(m.rng.IntN(8000)) * time.Millisecond)
+		if m.rng.IntN(4) == 0 {
+			r.Undo()
+		}
 	case 21: // duplicates, late rounds
 		if len(m.w.loop) > 0 {
 			rec := m.w.loop[m.rng.IntN(len(m.w.loop))]

@@ -343,6 +343,10 @@ func TestAsyncWindow(t *testing.T) {
 	if n := len(r.proc.running()); n != 16 {
 		t.Fatalf("%d calls are out, want 16", n)
 	}
+	q := &request{id: "ask/in/0/20/0"} // an outcome of what was never asked
+	w.loop = append(w.loop, encodeOutcome(q.failure(millracev1.Failure_REASON_ERROR, ClassAsync, "forged")))
+	r.cycle()
+	r.expect()
 	r.answer(3)
 	r.answer(5)
 	r.cycle()

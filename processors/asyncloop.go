@@ -371,7 +371,8 @@ func (a *Async) bury(s *settled, cause error) error {
 }
 
 // Seen reports whether a source record has been processed already: in strict
-// order the committed offset may stand before it.
+// order the committed offset may stand before it. The pipeline skips it then,
+// before any other step sees it.
 func (a *Async) Seen(src *Raw) bool {
 	return a.cfg.Order == OrderStrict && src.Offset < a.task.Cell(a.positionCell(src.Topic)).Value()
 }

@@ -32,6 +32,7 @@ type Async struct {
 	prefix  []byte
 
 	loaded  bool
+	opened  time.Time // when this process got the task
 	ver     int64 // the version memory stands for
 	record  position
 	ordinal int // of the next event of the record
@@ -147,6 +148,9 @@ func (a *Async) Pending() (entries int, oldest int64) {
 // Reset rebuilds memory from the rows of the task. It writes nothing; what is to
 // be asked is asked with the next record or tick.
 func (a *Async) Reset() error {
+	if a.opened.IsZero() {
+		a.opened = a.task.Now()
+	}
 	seqOrder := func(x, y *head) bool { return x.seq < y.seq }
 	a.lanes, a.byID, a.inherited = map[string]*lane{}, map[string]*head{}, map[*head]struct{}{}
 	a.bySeq = btree.NewBTreeGOptions(seqOrder, btree.Options{NoLocks: true})
@@ -239,7 +243,7 @@ func (a *Async) adopt(asked []*head, owners []Owner) {
 		}
 		h.state = headInherited
 		if owners[i].Instance != me.Instance { // else its process is dead
-			h.due = a.task.Now().Add(a.cfg.HandoverWait + handoverMargin)
+			h.due = a.opened.Add(a.cfg.HandoverWait + handoverMargin)
 		}
 		a.add(h)
 	}
@@ -308,9 +312,6 @@ func (a *Async) admit(ev *millracev1.Event) error {
 		if err := a.begin(at); err != nil {
 			return err
 		}
-	}
-	if a.cfg.Order == OrderStrict && a.Seen(src) {
-		return nil
 	}
 	e := &millracev1.Entry{
 		Id:    fmt.Sprintf("%s/%s/%d/%d/%d", a.cfg.Step, a.task.TopicID(src.Topic), src.Partition, src.Offset, a.ordinal),
