@@ -178,18 +178,30 @@ func openStore[K, V any](ctx StoreContext, name string, kind state.Kind) (*state
 }
 
 // A RunningProcessor runs the processors of one step of one task, one after the
-// other.
+// other: Reset makes the first and every later one.
 type RunningProcessor[KIn, VIn, KOut, VOut any] struct {
 	// NewContext returns a fresh context, New a fresh processor.
 	NewContext func() *Context[KOut, VOut]
 	New        func() Processor[KIn, VIn, KOut, VOut]
 
-	ctx *Context[KOut, VOut]
+	ctx *Context[KOut, VOut] // nil before the first Reset
 	p   Processor[KIn, VIn, KOut, VOut]
 }
 
-// Open makes a processor and initialises it.
-func (r *RunningProcessor[KIn, VIn, KOut, VOut]) Open() (err error) {
+// Process hands a record to the processor.
+func (r *RunningProcessor[KIn, VIn, KOut, VOut]) Process(rec Record[KIn, VIn]) error {
+	if r.p == nil {
+		return errors.New("the processor is not initialised: the pipeline needs Reset before its first record")
+	}
+	return r.p.Process(rec)
+}
+
+// Reset closes the processor, if there is one, and initialises a fresh one.
+func (r *RunningProcessor[KIn, VIn, KOut, VOut]) Reset() error {
+	return errors.Join(r.Close(), r.open())
+}
+
+func (r *RunningProcessor[KIn, VIn, KOut, VOut]) open() (err error) {
 	r.ctx = r.NewContext()
 	defer func() {
 		if p := recover(); p != nil {
@@ -207,16 +219,15 @@ func (r *RunningProcessor[KIn, VIn, KOut, VOut]) Open() (err error) {
 	return nil
 }
 
-// Process hands a record to the processor.
-func (r *RunningProcessor[KIn, VIn, KOut, VOut]) Process(rec Record[KIn, VIn]) error {
-	return r.p.Process(rec)
-}
-
 // Close ends the processor and its punctuations.
 func (r *RunningProcessor[KIn, VIn, KOut, VOut]) Close() (err error) {
+	if r.ctx == nil {
+		return nil
+	}
 	for _, cancel := range r.ctx.cancels {
 		cancel()
 	}
+	r.ctx.cancels = nil
 	if r.p == nil {
 		return nil
 	}
@@ -227,11 +238,6 @@ func (r *RunningProcessor[KIn, VIn, KOut, VOut]) Close() (err error) {
 		}
 	}()
 	return Fail(ClassProcess, r.ctx.step, r.p.Close())
-}
-
-// Reset replaces the processor by a fresh one.
-func (r *RunningProcessor[KIn, VIn, KOut, VOut]) Reset() error {
-	return errors.Join(r.Close(), r.Open())
 }
 
 // Nulls sets the null flags of keys and values that stand for null before it

@@ -50,7 +50,8 @@ type SubTopology struct {
 	CoPartitioned bool
 	// Fingerprint identifies the shape: steps, names, serdes and windows.
 	Fingerprint string
-	// Start builds the running operators of one task.
+	// Start builds the running operators of one task. [Pipeline.Reset] follows when
+	// the task's stores are restored, before the first record.
 	Start func(t processors.Task) (Pipeline, error)
 
 	piece *piece // what it was compiled from, for Describe

@@ -61,6 +61,9 @@ func newDriver(t *testing.T, b *Builder) *driver {
 		if task.pipe, err = s.Start(task); err != nil {
 			t.Fatal(err)
 		}
+		if err := task.pipe.Reset(); err != nil {
+			t.Fatal(err)
+		}
 		d.tasks = append(d.tasks, task)
 	}
 	return d

@@ -16,8 +16,14 @@ type Store[K, V any] struct {
 	value serde.Serde[V]
 }
 
-// StoreName returns the store's name.
-func (s *Store[K, V]) StoreName() string { return s.spec.Name }
+// StoreSpec and StoreSerdes make the store readable by views: they implement
+// [state.Handle].
+func (s *Store[K, V]) StoreSpec() state.Spec { return s.spec }
+
+// StoreSerdes returns the serdes of the store's keys and values.
+func (s *Store[K, V]) StoreSerdes() (serde.Serde[K], serde.Serde[V]) { return s.key, s.value }
+
+var _ state.Handle[string, int64] = (*Store[string, int64])(nil)
 
 // AddKeyValueStore declares a key-value store for processors, which connect to it
 // with [Stores]. Its changelog is <app>.<name>-table. All steps connected to one
@@ -106,9 +112,6 @@ func process[KIn, VIn, KOut, VOut any](s *KStream[KIn, VIn], op, name string, ne
 		run := &processors.RunningProcessor[KIn, VIn, KOut, VOut]{
 			NewContext: func() *processors.Context[KOut, VOut] { return processors.NewContext(t, name, connected, next) },
 			New:        newProcessor,
-		}
-		if err := run.Open(); err != nil {
-			return nil, err
 		}
 		in := processors.Forward[KIn, VIn](run.Process)
 		if around != nil {

@@ -217,10 +217,10 @@ func TestProcessorFailures(t *testing.T) {
 		task := &driverTask{sub: top.Subs[0], time: -1}
 		task.part = state.NewPartition(state.NewMemory(), state.TaskID{}, top.Subs[0].Stores)
 		pipe, err := top.Subs[0].Start(task)
-		if at == "close" {
-			if err != nil {
-				t.Fatal(err)
-			}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = pipe.Reset(); at == "close" && err == nil {
 			err = pipe.Close()
 		}
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), `"step"`) {
