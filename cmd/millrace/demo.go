@@ -232,7 +232,7 @@ func printSummary(w io.Writer, s *summary) {
 	c := s.calls
 	row("model calls", "%d: %d answered, %d unusable, %d refused, %d cut off, %d given up; %d retries", c.Calls, c.Answered, c.Unusable, c.Refused, c.Broken, c.Gone, c.Retried)
 	row("paid twice", "%d", c.PaidTwice)
-	row("interrupted", "%d calls made again because their worker had died", c.Interrupted)
+	row("interrupted", "%d calls made again because their worker died or gave them up", c.Interrupted)
 	if s.restarts {
 		row("kills", "%d times SIGKILL", s.kills)
 	}
@@ -301,7 +301,8 @@ func printJSON(w io.Writer, s *summary) error {
 		Seconds: math.Round(s.total.Seconds()*1000) / 1000,
 	}
 	if !math.IsNaN(s.tally.Correlation) {
-		out.Correlation = &s.tally.Correlation
+		c := math.Round(s.tally.Correlation*1e6) / 1e6
+		out.Correlation = &c
 	}
 	return json.NewEncoder(w).Encode(out)
 }

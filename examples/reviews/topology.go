@@ -62,6 +62,9 @@ func Build(app string, ask func(context.Context, *reviewsv1.Sentence) (*reviewsv
 	call := func(ctx context.Context, r processors.Record[string, *reviewsv1.Sentence]) (*reviewsv1.Sentiment, error) {
 		return ask(ctx, r.Value)
 	}
+	// A sentence is judged on its own: none waits for the one before it. With the
+	// default, [processors.OrderKey], those of a review would keep their order.
+	opts = append([]topology.LookupOption{topology.Order(processors.OrderNone)}, opts...)
 	judged := topology.AsyncLookup(routed, step, call, serde.Proto[*reviewsv1.Sentiment](), opts...)
 
 	products := topology.GlobalTable(b, topics.Products, "products", serde.String(), serde.Proto[*reviewsv1.Product]())

@@ -270,6 +270,8 @@ func (l *Ledger) compare(first, again *Call, durable time.Time) verdict {
 		return paidTwice
 	case before(l.died[first.id.Owner]):
 		return interrupted
+	case !ended && first.outcome == Running:
+		return retried // not known yet: it may still be cancelled
 	case !ended && first.outcome != Gone: // two at once
 		return paidTwice
 	case ended && first.outcome == Answered:
@@ -277,7 +279,7 @@ func (l *Ledger) compare(first, again *Call, durable time.Time) verdict {
 			return interrupted // it was cancelled, or timed out, while its answer was on the way
 		}
 		return paidTwice
-	case ended && nextAttempt:
+	case nextAttempt: // it timed out, which the server may have seen later, or failed
 		return retried
 	}
 	return interrupted // cancelled, in an attempt or between two

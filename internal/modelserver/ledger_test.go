@@ -96,6 +96,11 @@ func TestLedgerJudges(t *testing.T) {
 			l.Begin(id("w1", 1)).End(Gone)
 			l.Begin(id("w1", 2)).End(Answered)
 		}, Stats{Retried: 1}},
+		{"the attempt timed out, seen late", func(l *Ledger) {
+			first := l.Begin(id("w1", 1))
+			l.Begin(id("w1", 2)).End(Answered)
+			first.End(Gone)
+		}, Stats{Retried: 1}},
 		{"refused, broken, unusable, then answered", func(l *Ledger) {
 			l.Begin(id("w1", 1)).End(Refused)
 			l.Begin(id("w1", 2)).End(Broken)
