@@ -81,3 +81,17 @@ const (
 	Running     = engine.Running
 	Parked      = engine.Parked
 )
+
+// An App is what views of its stores read: see [state.View].
+var _ state.Host = (*App)(nil)
+
+// Backend returns the committed rows of this instance, nil before it has started.
+func (a *App) Backend() state.Backend { return a.instance.Backend() }
+
+// Partitions returns the number of partitions of a store.
+func (a *App) Partitions(store string) (int32, error) { return a.instance.Partitions(store) }
+
+// Local returns the state of a store's partition on this instance.
+func (a *App) Local(store string, partition int32) state.Local {
+	return a.instance.Local(store, partition)
+}

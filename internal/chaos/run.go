@@ -102,7 +102,7 @@ func (r *runner) createTopics(ctx context.Context) error {
 // feed writes the input: keys at random, timestamps that go on with some records
 // late by up to half a minute.
 func (r *runner) feed(ctx context.Context) error {
-	cl, err := kgo.NewClient(append(r.clientOpts(), kgo.RecordDeliveryTimeout(5*time.Minute))...)
+	cl, err := kgo.NewClient(r.clientOpts()...)
 	if err != nil {
 		return err
 	}

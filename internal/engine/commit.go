@@ -148,6 +148,7 @@ func (s *session) committed(took []*task, offsets map[string]map[int32]kafka.Off
 			return fmt.Errorf("%w: task %s is behind its changelog: %w", errReopen, t.id, err)
 		}
 		t.startCalls()
+		t.view.streamTime.Store(t.stream.Value())
 		s.w.inst.metrics.processed(t, size)
 		t.endCycle()
 	}

@@ -53,7 +53,7 @@ type Instance struct {
 	mu     sync.Mutex
 	owners map[state.TaskID]chan struct{} // closed when the task is free
 	status map[state.TaskID]*TaskStatus
-	held   map[*worker]*session
+	live   map[state.TaskID]*task // those that views may read
 	paused map[state.TaskID]bool
 	// condemned says which sub-topologies must not run, since a topic changed.
 	condemned map[string]*kafka.TopicChange
@@ -67,7 +67,7 @@ func New(cfg Config) (*Instance, error) {
 	inst := &Instance{
 		cfg: &cfg, log: cfg.Logger, ready: make(chan struct{}),
 		owners: map[state.TaskID]chan struct{}{}, status: map[state.TaskID]*TaskStatus{},
-		held: map[*worker]*session{}, paused: map[state.TaskID]bool{},
+		live: map[state.TaskID]*task{}, paused: map[state.TaskID]bool{},
 		condemned: map[string]*kafka.TopicChange{},
 	}
 	inst.metrics = newMetrics(inst, cfg.Registry)
@@ -235,17 +235,6 @@ func (inst *Instance) releaseTask(id state.TaskID) {
 		close(free)
 		delete(inst.owners, id)
 	}
-}
-
-// attach records the session of a worker, nil when it has none.
-func (inst *Instance) attach(w *worker, s *session) {
-	inst.mu.Lock()
-	defer inst.mu.Unlock()
-	if s == nil {
-		delete(inst.held, w)
-		return
-	}
-	inst.held[w] = s
 }
 
 // Pause stops taking records of a task's sources; in-flight calls go on.

@@ -126,6 +126,8 @@ func (s *session) admit(o *opening) {
 		partitions[in.topic] = []int32{o.id.Partition}
 	}
 	s.cl.ResumeFetchPartitions(partitions)
+	o.task.view.streamTime.Store(o.task.stream.Value())
+	s.w.inst.goesLive(o.task)
 	s.w.inst.setState(o.task, Running, nil)
 }
 
@@ -173,6 +175,7 @@ func (s *session) reopenFailed(now time.Time) error {
 // running calls get the time of the hand-over to end.
 func (s *session) release(t *task) {
 	delete(s.tasks, t.id)
+	s.w.inst.leaves(t)
 	s.w.inst.calls.HandOver(t.id)
 	t.close()
 	s.w.inst.releaseTask(t.id)

@@ -230,10 +230,12 @@ func (s *session) input(topic string, partition int32) *input {
 	return nil
 }
 
+// housekeeping is the longest a worker waits without looking at its tasks.
+const housekeeping = 100 * time.Millisecond
+
 // patience is how long a poll may wait: until the commit is due, a retry or a
 // punctuation, and not longer than the housekeeping interval.
 func (s *session) patience(now time.Time) time.Duration {
-	const housekeeping = 100 * time.Millisecond
 	wait := housekeeping
 	if s.began {
 		wait = min(wait, s.w.cfg.CommitInterval-now.Sub(s.lastCommit))
@@ -327,7 +329,9 @@ func (s *session) produce(r *kgo.Record) { s.ledger.Produce(s.produceCtx, r) }
 // manageFlow pauses the sources of tasks that take no more records and resumes
 // those that do; the loop is never paused.
 func (s *session) manageFlow() {
+	now := time.Now()
 	for _, t := range s.tasks {
+		t.observeView(now)
 		full := t.failure != nil || !t.pipe.Capacity() || t.inst.isPaused(t.id) || s.tooFarAhead(t)
 		if full == t.paused {
 			continue

@@ -113,9 +113,7 @@ func (inst *Instance) restoreProgress(id state.TaskID, done, total int64) {
 // Ready reports whether Run has prepared everything and no task this instance
 // owns is restoring.
 func (inst *Instance) Ready() bool {
-	select {
-	case <-inst.ready:
-	default:
+	if !inst.prepared() {
 		return false
 	}
 	for _, t := range inst.Tasks() {

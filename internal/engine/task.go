@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -62,7 +63,12 @@ type task struct {
 	attempts  int       // of the record at its head
 	condemned map[position]error
 	paused    bool // its sources are paused for want of capacity, or by the user
-	state     TaskState
+
+	// what views may know, at any time
+	view struct {
+		streamTime atomic.Int64 // committed
+		caughtUp   atomic.Int64 // when it last had processed all of its input, ms
+	}
 }
 
 // A position names a record.

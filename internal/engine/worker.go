@@ -33,8 +33,6 @@ type worker struct {
 
 	byTopic    map[string]*topology.SubTopology // the sub-topology that reads a topic
 	changelogs map[string]bool
-
-	current *session // for the balancer's view of held tasks
 }
 
 func newWorker(inst *Instance, g groupPlan, index int) *worker {
@@ -164,9 +162,7 @@ func (w *worker) runSession(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.inst.attach(w, s)
 	err = s.loop(ctx)
-	w.inst.attach(w, nil)
 	leave := ctx.Err() != nil && !w.cfg.KeepMembership
 	s.close(leave)
 	return err

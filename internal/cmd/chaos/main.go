@@ -64,6 +64,7 @@ func chaosMain(ctx context.Context) error {
 	flag.IntVar(&cfg.Restarts, "restarts", 3, "SIGKILLs and restarts of the broker")
 	flag.DurationVar(&cfg.Pause, "pause", time.Second, "mean time between two faults")
 	flag.DurationVar(&cfg.FreezeFor, "freeze-for", 50*time.Second, "duration of a freeze")
+	keep := flag.Bool("keep", false, "keep state and logs")
 	seed := flag.String("seed", strconv.FormatInt(time.Now().UnixNano()%1_000_000, 10), "seed")
 	version := flag.Int("transaction-version", 2, "the broker's transaction.version, 1 or 2")
 	flag.Parse()
@@ -101,6 +102,10 @@ func chaosMain(ctx context.Context) error {
 	fmt.Println("chaos:", report)
 	if !report.OK() {
 		return fmt.Errorf("the output is wrong; state and logs are kept in %s", cfg.Dir)
+	}
+	if *keep {
+		fmt.Println("chaos: state and logs are in", cfg.Dir)
+		return nil
 	}
 	return os.RemoveAll(cfg.Dir)
 }
