@@ -144,6 +144,27 @@ func (h *harness) committed(ctx context.Context, topic string) (int64, error) {
 	return sum, nil
 }
 
+// lag returns how many input records the group of a job has not committed. Every
+// arm names its Kafka group for its app.
+func (h *harness) lag(ctx context.Context, j job) (int64, error) {
+	ends, err := h.admin.ListEndOffsets(ctx, j.in)
+	if err := errors.Join(err, ends.Error()); err != nil {
+		return 0, fmt.Errorf("end of %s: %w", j.in, err)
+	}
+	offsets, err := h.admin.FetchOffsets(ctx, j.app)
+	if err != nil {
+		return 0, fmt.Errorf("offsets of group %s: %w", j.app, err)
+	}
+	var lag int64
+	ends.Each(func(end kadm.ListedOffset) {
+		lag += end.Offset
+		if o, ok := offsets.Lookup(end.Topic, end.Partition); ok && o.At > 0 {
+			lag -= o.At
+		}
+	})
+	return lag, nil
+}
+
 // A sample is what was true at a moment of a run. CPU times are totals.
 type sample struct {
 	at          time.Time
@@ -153,19 +174,20 @@ type sample struct {
 
 const (
 	sampleEvery  = 50 * time.Millisecond
-	quiet        = 1500 * time.Millisecond // no output for so long after the last expected: the end
+	quiet        = 500 * time.Millisecond // no output for so long after all input was committed: the end
 	stalledAfter = 90 * time.Second
 )
 
-// watch samples a run until its output holds want records and has come to rest.
-// The last sample is the one in which the output last grew.
-func (h *harness) watch(ctx context.Context, p *process, topic string, want int) ([]sample, error) {
+// watch samples a run until the arm has committed all of its input, its output
+// holds want records and has come to rest. The last sample is the one in which
+// the output last grew.
+func (h *harness) watch(ctx context.Context, p *process, j job, want int) ([]sample, error) {
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	var samples []sample
 	last := -1 // the sample in which the output last grew
 	for {
-		sum, err := h.committed(ctx, topic)
+		sum, err := h.committed(ctx, j.out)
 		if err != nil {
 			return nil, err
 		}
@@ -176,7 +198,15 @@ func (h *harness) watch(ctx context.Context, p *process, topic string, want int)
 		}
 		idle := s.at.Sub(samples[last].at)
 		if sum >= int64(want) && idle > quiet {
-			return samples[:last+1], nil
+			// The sum counts markers of transactions too, so that it may be reached
+			// early: what the group has committed decides.
+			lag, err := h.lag(ctx, j)
+			if err != nil {
+				return nil, err
+			}
+			if lag == 0 {
+				return samples[:last+1], nil
+			}
 		}
 		if idle > stalledAfter {
 			return nil, fmt.Errorf("%s: no output for %v after %d of %d records\n%s", p.name, stalledAfter, sum, want, p.stderr.String())

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -56,5 +57,42 @@ func TestCheckReadsCommittedOutput(t *testing.T) {
 		if want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: error %v does not say %q", topic, err, want)
 		}
+	}
+}
+
+func TestLagDecidesTheEndOfARun(t *testing.T) {
+	t.Parallel()
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "in"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	h, err := newHarness(config{}, cluster.ListenAddrs()[0], 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.client.Close)
+	data := newDataset(400, 50, 4)
+	if err := data.load(t.Context(), h.client, "in", 0, 400); err != nil {
+		t.Fatal(err)
+	}
+	j := job{in: "in", app: "group"}
+	commit := func(behind int64) {
+		t.Helper()
+		var offsets kadm.Offsets
+		for p, order := range data.order {
+			offsets.AddOffset("in", int32(p), int64(len(order))-behind, -1)
+		}
+		if err := h.admin.CommitAllOffsets(t.Context(), "group", offsets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commit(1)
+	if lag, err := h.lag(t.Context(), j); err != nil || lag != 4 {
+		t.Errorf("one record of each partition left: lag %d, error %v", lag, err)
+	}
+	commit(0)
+	if lag, err := h.lag(t.Context(), j); err != nil || lag != 0 {
+		t.Errorf("nothing left: lag %d, error %v", lag, err)
 	}
 }

@@ -48,7 +48,7 @@ func (h *harness) runRestore(ctx context.Context, a arm, round int) error {
 		return err
 	}
 	defer seed.kill()
-	if _, err := h.watch(ctx, seed, j.out, seedRecords); err != nil {
+	if _, err := h.watch(ctx, seed, j, seedRecords); err != nil {
 		return err
 	}
 	if err := seed.stop(); err != nil {
@@ -117,7 +117,7 @@ func (h *harness) timeRestore(ctx context.Context, a arm, j job, data *dataset, 
 		}
 		<-tick.C
 	}
-	if _, err := h.watch(ctx, p, j.out, seedRecords+probes); err != nil {
+	if _, err := h.watch(ctx, p, j, seedRecords+probes); err != nil {
 		return err
 	}
 	cpu, rss := p.cpu(), p.peakRSS()
@@ -191,7 +191,7 @@ func (h *harness) runRestart(ctx context.Context, a arm, round int) error {
 		return err
 	}
 	defer victim.kill()
-	if _, err := h.watch(ctx, victim, j.out, loaded); err != nil {
+	if _, err := h.watch(ctx, victim, j, loaded); err != nil {
 		return err
 	}
 
@@ -227,7 +227,7 @@ func (h *harness) runRestart(ctx context.Context, a arm, round int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := h.watch(ctx, again, j.out, fed); err != nil {
+	if _, err := h.watch(ctx, again, j, fed); err != nil {
 		return err
 	}
 	rss := again.peakRSS()

@@ -31,7 +31,7 @@ func (h *harness) runThroughput(ctx context.Context, a arm, kind string, in *inp
 		return throughput{}, err
 	}
 	defer p.kill()
-	samples, err := h.watch(ctx, p, j.out, in.loaded)
+	samples, err := h.watch(ctx, p, j, in.loaded)
 	if err != nil {
 		return throughput{}, err
 	}
