@@ -115,7 +115,8 @@ func (d *Driver) Topology() *topology.Topology { return d.top }
 func (d *Driver) Close() { d.stop() }
 
 // Restart ends the application and starts it again on its committed state, as
-// after a kill. Calls that were not answered are lost with the process.
+// after a kill. Calls that were not answered are lost with the process; they are
+// dispatched again by the ticks of the next [Driver.Advance], a second is enough.
 func (d *Driver) Restart() {
 	d.t.Helper()
 	d.stop()
