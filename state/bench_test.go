@@ -98,3 +98,97 @@ func BenchmarkCount(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkHotKey reads or writes one key that is in the overlay.
+func BenchmarkHotKey(b *testing.B) {
+	p := NewPartition(NewMemory(), TaskID{"count", 0}, []Spec{{Name: "a"}})
+	s := p.Store("a")
+	key, value := []byte("a-hot-key"), []byte("12345678value")
+	s.Put(key, value)
+	b.Run("get", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			if _, err := s.Get(key); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("put", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			p.Begin()
+			s.Put(key, value)
+		}
+	})
+	b.Run("cell", func(b *testing.B) {
+		cell := p.Cell("time")
+		b.ReportAllocs()
+		for i := range b.N {
+			p.Begin()
+			cell.Set(int64(i))
+		}
+	})
+}
+
+// BenchmarkRestore restores records of 100 bytes, each key twice.
+func BenchmarkRestore(b *testing.B) {
+	const records = 1_000_000
+	benchBackends(b, func(b *testing.B, db Backend) {
+		key, value := make([]byte, 16), make([]byte, 84)
+		b.ReportAllocs()
+		start := cpuTime()
+		for round := range b.N {
+			r := NewRestorer(db, TaskID{"count", int32(round)}, []Spec{{Name: "counts"}}, &Checkpoint{})
+			for i := range records {
+				binary.BigEndian.PutUint64(key, uint64(i%(records/2))*0x9e3779b97f4a7c15)
+				if err := r.Add("counts", int64(i), key, value, int64(i), 0); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := r.Flush(0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(b.N)*records/b.Elapsed().Seconds(), "records/s")
+		b.ReportMetric(float64(cpuTime()-start)/float64(b.N)/records, "cpu-ns/record")
+	})
+}
+
+// BenchmarkFetch fetches three windows of a key among 100,000, with a small
+// overlay.
+func BenchmarkFetch(b *testing.B) {
+	benchBackends(b, func(b *testing.B, db Backend) {
+		spec := testWindows
+		p := NewPartition(db, TaskID{"count", 0}, []Spec{spec})
+		s := NewWindowStore(p.Store(spec.Name), textSerde{}, numberSerde{}, nil)
+		put := func(n int) {
+			for i := range n {
+				for m := range int64(3) {
+					if err := s.Put(fmt.Sprintf("key-%06d", i), m*60_000, 1, 1); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		}
+		put(100_000)
+		if err := p.Commit(&Batch{}); err != nil {
+			b.Fatal(err)
+		}
+		put(1000)
+		rng := rand.New(rand.NewPCG(1, 2))
+		b.ReportAllocs()
+		b.ResetTimer()
+		for range b.N {
+			n := 0
+			for _, err := range s.Fetch(fmt.Sprintf("key-%06d", rng.IntN(100_000)), 0, 180_000) {
+				if err != nil {
+					b.Fatal(err)
+				}
+				n++
+			}
+			if n != 3 {
+				b.Fatalf("%d windows", n)
+			}
+		}
+	})
+}

@@ -92,7 +92,7 @@ func OpenPebble(dir string, opts ...PebbleOption) (*Pebble, error) {
 	var err error
 	if p.db, err = pebble.Open(dir, p.opts); err != nil {
 		if damaged(err) {
-			err = errors.Join(ErrCorrupt, err)
+			err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
 		return nil, fmt.Errorf("open database %s: %w", dir, err)
 	}
@@ -114,7 +114,7 @@ func (p *Pebble) wrap(op string, err error) error {
 		return nil
 	}
 	if pebble.IsCorruptionError(err) && !errors.Is(err, pebble.ErrBatchTooLarge) {
-		err = errors.Join(ErrCorrupt, err)
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return fmt.Errorf("database %s: %s: %w", p.dir, op, err)
 }
@@ -308,7 +308,7 @@ func (p *Pebble) listener() *pebble.EventListener {
 			}
 		},
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
-			err := errors.Join(ErrCorrupt, errors.New(info.String()))
+			err := fmt.Errorf("%w: %s", ErrCorrupt, info)
 			p.log.Error("state: the database is damaged", "dir", p.dir, "error", err)
 			p.life.fatal(err)
 		},
