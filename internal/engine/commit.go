@@ -88,6 +88,9 @@ func (s *session) commit() error {
 
 	offsets := map[string]map[int32]kafka.Offset{}
 	for _, t := range took {
+		if err := t.part.Err(); err != nil {
+			return fmt.Errorf("%w: task %s: %w", errReopen, t.id, err)
+		}
 		if t.took {
 			t.logChanges()
 		}

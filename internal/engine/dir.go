@@ -36,6 +36,7 @@ func (inst *Instance) openDir() error {
 	if inst.pebble, err = inst.openDatabase(); err != nil {
 		return errors.Join(err, dir.Close())
 	}
+	inst.cache = state.NewCacheBudget(state.DefaultCacheBytes)
 	inst.db, inst.id = inst.pebble, dir.Identity().String()
 	inst.owner = processors.Owner{Instance: inst.id, Incarnation: uuid.NewString()}
 	if stores, subs := dir.Orphans(); len(stores)+len(subs) > 0 {

@@ -6,6 +6,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 )
 
@@ -22,6 +23,10 @@ type input struct {
 	// position that the group's offset stands at, fetched the offset behind the
 	// last record polled.
 	position, committed, fetched kafka.Offset
+	// timestamp extracts the event time of a record, if it is not the record's own;
+	// partitionTime is the largest so far.
+	timestamp     func(*processors.Raw, int64) (int64, error)
+	partitionTime int64
 	// seen is the task's note that it has processed records of the topic.
 	seen *state.Cell
 	// end is the last known end of the partition for a read_committed reader;
@@ -64,6 +69,21 @@ func (in *input) peek() *kgo.Record {
 	return nil
 }
 
+// eventTime returns the event time of a record in ms; that of one whose extractor
+// fails is the record's own, since the failure is reported when it is processed.
+func (in *input) eventTime(r *kgo.Record) int64 {
+	if in.timestamp == nil {
+		return r.Timestamp.UnixMilli()
+	}
+	raw := toRaw(r)
+	ts, err := in.timestamp(&raw, in.partitionTime)
+	if err != nil {
+		return r.Timestamp.UnixMilli()
+	}
+	in.partitionTime = max(in.partitionTime, ts)
+	return ts
+}
+
 // advance moves the position behind r, the record at the head.
 func (in *input) advance(r *kgo.Record) {
 	in.buf[in.head] = nil
@@ -90,7 +110,8 @@ func (in *input) lag() int64 { return max(0, in.end-in.position.At) }
 // most; KIP-695) for one that has none. A negative idle never waits.
 func (t *task) next(now time.Time, capacity bool) *input {
 	var best *input
-	var bestTime time.Time
+	var bestTime int64
+	alone := len(t.inputs) == 1
 	waiting := false
 	for _, in := range t.inputs {
 		r := in.peek()
@@ -105,8 +126,10 @@ func (t *task) next(now time.Time, capacity bool) *input {
 			waiting = waiting || t.awaits(in, now)
 		default:
 			in.emptyFrom = time.Time{}
-			if best == nil || r.Timestamp.Before(bestTime) {
-				best, bestTime = in, r.Timestamp
+			if alone {
+				best = in
+			} else if ts := in.eventTime(r); best == nil || ts < bestTime {
+				best, bestTime = in, ts
 			}
 		}
 	}
@@ -122,5 +145,10 @@ func (t *task) awaits(in *input, now time.Time) bool {
 	if len(t.inputs) == 1 || t.maxIdle < 0 {
 		return false
 	}
-	return in.position.At < in.end || now.Sub(in.emptyFrom) < t.maxIdle
+	empty := now.Sub(in.emptyFrom)
+	return in.position.At < in.end && empty < awaitKnown || empty < t.maxIdle
 }
+
+// awaitKnown bounds the wait for data that the end offset promises: behind the
+// emptied tail of a compacted topic there is none.
+const awaitKnown = 30 * time.Second

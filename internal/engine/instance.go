@@ -44,6 +44,7 @@ type Instance struct {
 	adm        *kadm.Client
 	limits     map[string]int // max.message.bytes by topic
 	topicInfos map[string]kafka.TopicInfo
+	cache      *state.CacheBudget // of encoded rows, for all tasks
 	globals    *globals
 	calls      *Calls
 	records    recordSlab
@@ -184,7 +185,7 @@ func (inst *Instance) sub(name string) *topology.SubTopology {
 
 // partition returns the state of a task over the instance's backend.
 func (inst *Instance) partition(id state.TaskID, sub *topology.SubTopology) *state.Partition {
-	return state.NewPartition(inst.db, id, sub.Stores)
+	return state.NewPartition(inst.db, id, sub.Stores, state.WithCache(inst.cache))
 }
 
 // compareTaskIDs orders tasks by sub-topology, then partition.

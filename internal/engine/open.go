@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 	"github.com/millrace/millrace/topology"
 )
@@ -18,6 +19,7 @@ import (
 type opening struct {
 	id     state.TaskID
 	cancel context.CancelFunc
+	owned  bool // the task was acquired
 	task   *task
 	err    error
 }
@@ -96,7 +98,10 @@ func (s *session) startOpening(id state.TaskID, starts map[string]start) {
 	o := &opening{id: id, cancel: cancel}
 	s.opening[id] = o
 	go func() {
-		o.task, o.err = s.openTask(ctx, id, starts)
+		if o.err = s.w.inst.acquireTask(ctx, id); o.err == nil {
+			o.owned = true
+			o.task, o.err = s.openTask(ctx, id, starts)
+		}
 		s.opened <- o
 	}()
 }
@@ -108,11 +113,7 @@ func (s *session) admit(o *opening) {
 	_, wanted := s.complete()[o.id]
 	s.mu.Unlock()
 	if o.err != nil || !wanted {
-		o.cancel()
-		if o.task != nil {
-			o.task.close()
-		}
-		s.w.inst.releaseTask(o.id)
+		s.discard(o)
 		if wanted {
 			s.log.Error("task cannot be opened", "task", o.id.String(), "error", o.err)
 			s.w.inst.setStateOf(o.id, Parked, o.err)
@@ -129,6 +130,17 @@ func (s *session) admit(o *opening) {
 	o.task.view.streamTime.Store(o.task.stream.Value())
 	s.w.inst.goesLive(o.task)
 	s.w.inst.setState(o.task, Running, nil)
+}
+
+// discard undoes an opening.
+func (s *session) discard(o *opening) {
+	o.cancel()
+	if o.task != nil {
+		o.task.close()
+	}
+	if o.owned {
+		s.w.inst.releaseTask(o.id)
+	}
 }
 
 // reopenAfter is how long a task that failed stays parked before it is tried
@@ -185,9 +197,6 @@ func (s *session) release(t *task) {
 // openTask restores the state of a task and starts its operators.
 func (s *session) openTask(ctx context.Context, id state.TaskID, starts map[string]start) (_ *task, err error) {
 	inst := s.w.inst
-	if err := inst.acquireTask(ctx, id); err != nil {
-		return nil, err
-	}
 	if err := inst.condemnation(id.SubTopology); err != nil {
 		return nil, err
 	}
@@ -197,7 +206,7 @@ func (s *session) openTask(ctx context.Context, id state.TaskID, starts map[stri
 		id: id, sub: sub, inst: inst, maxIdle: inst.cfg.MaxTaskIdle, produce: s.produce, logged: map[string]*kgo.Record{},
 		log: inst.log.With("task", id.String()),
 	}
-	t.ctx, t.cancel = context.WithCancel(s.ctx)
+	t.ctx, t.cancel = context.WithCancel(s.produceCtx) // not s.ctx: a drain lets callbacks finish
 	defer func() {
 		if err != nil {
 			t.close()
@@ -256,10 +265,19 @@ func (t *task) begin(ctx context.Context, starts map[string]start) error {
 		errs = append(errs, at.err)
 		t.inputs = append(t.inputs, &input{
 			topic: topic, source: i, loop: topic == t.sub.LoopTopic,
-			position: at.at, committed: at.at, fetched: at.at, end: ends[topic][t.id.Partition],
+			timestamp: timestampOf(t.sub, i), position: at.at, committed: at.at, fetched: at.at, end: ends[topic][t.id.Partition],
 		})
 	}
 	return errors.Join(errs...)
+}
+
+// timestampOf is the timestamp extractor of a source, nil for the loop and for
+// sources that use the record's own.
+func timestampOf(sub *topology.SubTopology, source int) func(*processors.Raw, int64) (int64, error) {
+	if source < len(sub.Sources) {
+		return sub.Sources[source].Timestamp
+	}
+	return nil
 }
 
 // refuseStartOver fails when the state has read a topic for which the group has no

@@ -294,6 +294,9 @@ func (s *session) turn() error {
 		if err := s.await(r.t, r.done); err != nil && r.t.failure == nil {
 			r.t.stop(fmt.Errorf("goka processor: %w", err))
 		}
+		if r.t.failure != nil {
+			s.w.inst.setState(r.t, Parked, r.t.failure)
+		}
 	}
 	s.manageFlow()
 	return nil
@@ -332,6 +335,10 @@ func (s *session) manageFlow() {
 	now := time.Now()
 	for _, t := range s.tasks {
 		t.observeView(now)
+		if err := t.inst.condemnation(t.id.SubTopology); err != nil && t.failure == nil {
+			t.stop(err)
+			t.inst.setState(t, Parked, err)
+		}
 		full := t.failure != nil || !t.pipe.Capacity() || t.inst.isPaused(t.id) || s.tooFarAhead(t)
 		if full == t.paused {
 			continue
@@ -381,10 +388,7 @@ func (s *session) close(leave bool) {
 	for len(s.opening) > 0 {
 		o := <-s.opened
 		delete(s.opening, o.id)
-		if o.task != nil {
-			o.task.close()
-		}
-		s.w.inst.releaseTask(o.id)
+		s.discard(o)
 	}
 	if leave {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 5*time.Second)

@@ -100,7 +100,9 @@ func (t *task) run(any) {
 			break
 		}
 	}
-	t.tick()
+	if t.limit == 0 {
+		t.tick()
+	}
 }
 
 // step processes one record and applies the error policy to its failure. It
@@ -108,8 +110,12 @@ func (t *task) run(any) {
 func (t *task) step(in *input, r *kgo.Record) bool {
 	at := position{r.Topic, r.Partition, r.Offset}
 	err, suspect := t.condemned[at]
-	if !suspect {
-		err = t.process(in, r)
+	switch {
+	case suspect && in.loop:
+		// The broker refused what an outcome made: its event takes the blame.
+		err = t.record(in, r, func() error { return t.pipe.(topology.Rejecter).Reject(&t.raw, err) })
+	case !suspect:
+		err = t.record(in, r, func() error { return t.pipe.Process(in.source, &t.raw) })
 	}
 	if err != nil && !t.resolve(r, err) {
 		return false
@@ -122,16 +128,17 @@ func (t *task) step(in *input, r *kgo.Record) bool {
 	return true
 }
 
-// process runs the operators on one record. It is all or nothing: if it fails,
+// record runs the operators on one record. It is all or nothing: if it fails,
 // its outputs, state changes and calls are undone.
-func (t *task) process(in *input, r *kgo.Record) error {
+func (t *task) record(in *input, r *kgo.Record, process func() error) error {
 	t.raw = toRaw(r)
 	t.part.Begin()
 	t.dropOutput()
-	if !in.loop {
-		t.observe(in, t.raw.Timestamp)
+	in.seen.Set(1)
+	if ts := in.eventTime(r); !in.loop && ts > t.stream.Value() {
+		t.stream.Set(ts)
 	}
-	err := t.guard(func() error { return t.pipe.Process(in.source, &t.raw) })
+	err := t.guard(process)
 	if err == nil {
 		err = t.punctuate(func() error { return t.timers.StreamTime(t.stream.Value()) })
 	}
@@ -144,14 +151,6 @@ func (t *task) process(in *input, r *kgo.Record) error {
 	}
 	t.release()
 	return nil
-}
-
-// observe advances stream time and notes, once, that the topic has been read.
-func (t *task) observe(in *input, ts int64) {
-	if ts > t.stream.Value() {
-		t.stream.Set(ts)
-	}
-	in.seen.Set(1)
 }
 
 // release hands the outputs and calls of the record to the open transaction.
@@ -289,28 +288,27 @@ func (t *task) buffered() int {
 // offsets adds the position of every input to what the commit names: also the
 // unchanged ones, since the fence of a transaction is in its offsets.
 func (t *task) offsets(commit map[string]map[int32]kafka.Offset) {
-	held := t.held()
 	for _, in := range t.inputs {
-		at := in.position
-		if h, ok := held[in.source]; ok && h < at.At {
-			at = kafka.Offset{At: h, Epoch: -1}
-		}
-		set(commit, in.topic, t.id.Partition, at)
+		set(commit, in.topic, t.id.Partition, t.toCommit(in))
 	}
 }
 
-// held returns the offsets that a strict asynchronous step holds back.
-func (t *task) held() map[int]int64 {
-	if h, ok := t.pipe.(interface{ HeldOffsets() map[int]int64 }); ok {
-		return h.HeldOffsets()
+// toCommit is the offset of an input to commit: its position, unless a strict
+// asynchronous step holds it back.
+func (t *task) toCommit(in *input) kafka.Offset {
+	at := in.position
+	if h, ok := t.pipe.(topology.Holder); ok && !in.loop {
+		if held := h.Hold(in.source, at.At); held < at.At {
+			return kafka.Offset{At: held, Epoch: -1}
+		}
 	}
-	return nil
+	return at
 }
 
 // moved reports whether a position differs from the committed one.
 func (t *task) moved() bool {
 	for _, in := range t.inputs {
-		if in.position.At != in.committed.At {
+		if t.toCommit(in).At != in.committed.At {
 			return true
 		}
 	}
@@ -359,5 +357,13 @@ func (t *task) close() {
 		if err := t.feed.Close(); err != nil {
 			t.log.Warn("closing the goka processor", "error", err)
 		}
+	}
+	if t.pipe != nil {
+		if err := t.guard(t.pipe.Close); err != nil {
+			t.log.Warn("closing the operators", "error", err)
+		}
+	}
+	if t.part != nil {
+		t.part.Close()
 	}
 }

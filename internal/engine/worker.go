@@ -119,7 +119,9 @@ func (w *worker) taskOf(topic string, partition int32) state.TaskID {
 func (w *worker) topics() []string {
 	var topics []string
 	for _, sub := range w.subs {
-		topics = append(topics, inputTopics(sub)...)
+		if w.inst.condemnation(sub.Name) == nil {
+			topics = append(topics, inputTopics(sub)...)
+		}
 	}
 	return topics
 }
