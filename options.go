@@ -44,6 +44,25 @@ func ClientID(id string) Option {
 	return func(c *engine.Config) { c.Kafka.ClientID = id }
 }
 
+// Compression is a codec for what the instance writes.
+type Compression string
+
+// The codecs.
+const (
+	NoCompression Compression = "none"
+	Gzip          Compression = "gzip"
+	Snappy        Compression = "snappy"
+	LZ4           Compression = "lz4"
+	Zstd          Compression = "zstd"
+)
+
+// Compress sets the compression of what the instance writes; default
+// [NoCompression], as in Kafka's own producers (compression.type). A name that is
+// none of the codecs is reported by [New].
+func Compress(codec Compression) Option {
+	return func(c *engine.Config) { c.Compression = string(codec) }
+}
+
 // Workers sets how many workers each Kafka group gets in this instance; default 2.
 // A worker is one group member with one transactional producer (num.stream.threads).
 func Workers(n int) Option {

@@ -55,13 +55,14 @@ func (s *session) moved() bool {
 	return false
 }
 
-// idle reports whether no polled record can be processed.
+// idle reports whether no polled record can be processed, and none is known to
+// wait at the broker for a task that would take it.
 func (s *session) idle(now time.Time) bool {
 	if s.cl.BufferedFetchRecords() > 0 {
 		return false
 	}
 	for _, t := range s.tasks {
-		if t.ready(now) {
+		if t.ready(now) || !t.paused && t.backlog() {
 			return false
 		}
 	}

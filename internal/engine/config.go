@@ -46,6 +46,8 @@ type Config struct {
 	// KeepMembership keeps the instance in its groups when it stops, so that a
 	// quick restart moves no task.
 	KeepMembership bool
+	// Compression of what is written: none (default), gzip, snappy, lz4 or zstd.
+	Compression string
 	// Replication is the replication factor of internal topics; default -1, the
 	// broker's.
 	Replication int16
@@ -68,6 +70,11 @@ func (c *Config) complete() error {
 	}
 	if c.StateDir == "" {
 		errs = append(errs, errors.New("no state directory: name one with millrace.StateDir; it holds the instance's identity and state and must survive restarts"))
+	}
+	if codec, err := kafka.Codec(c.Compression); err != nil {
+		errs = append(errs, err)
+	} else if codec != nil {
+		c.Kafka.Compression = append(c.Kafka.Compression, *codec)
 	}
 	errs = append(errs, c.Kafka.Validate()...)
 	def(&c.Workers, 2)

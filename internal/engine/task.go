@@ -276,6 +276,16 @@ func (t *task) ready(now time.Time) bool {
 	return t.next(now, t.pipe.Capacity()) != nil
 }
 
+// backlog reports whether an input is known to hold records not polled yet.
+func (t *task) backlog() bool {
+	for _, in := range t.inputs {
+		if in.fetched.At < in.end {
+			return true
+		}
+	}
+	return false
+}
+
 // buffered counts the polled records that wait.
 func (t *task) buffered() int {
 	n := 0

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -75,7 +76,8 @@ type Config struct {
 	// Logger gets the client's messages: warnings and errors at their level, the
 	// rest at debug and below. nil drops them.
 	Logger *slog.Logger
-	// Compression of what is written. Default lz4.
+	// Compression of what is written, in order of preference. Default none, as in
+	// Kafka's own producers.
 	Compression []kgo.CompressionCodec
 }
 
@@ -119,6 +121,26 @@ func (c *Config) Validate() []error {
 	return errs
 }
 
+// Codec returns the compression codec of that name, nil for "" and "none".
+func Codec(name string) (*kgo.CompressionCodec, error) {
+	var codec kgo.CompressionCodec
+	switch name {
+	case "", "none":
+		return nil, nil
+	case "gzip":
+		codec = kgo.GzipCompression()
+	case "snappy":
+		codec = kgo.SnappyCompression()
+	case "lz4":
+		codec = kgo.Lz4Compression()
+	case "zstd":
+		codec = kgo.ZstdCompression()
+	default:
+		return nil, fmt.Errorf("compression %q is not known: use none, gzip, snappy, lz4 or zstd", name)
+	}
+	return &codec, nil
+}
+
 // mechanism builds the franz-go mechanism of a valid SASL.
 func (s *SASL) mechanism() sasl.Mechanism {
 	get := s.Credentials
@@ -150,10 +172,7 @@ func (c *Config) base() []kgo.Opt {
 	if id == "" {
 		id = "millrace"
 	}
-	compression := c.Compression
-	if compression == nil {
-		compression = []kgo.CompressionCodec{kgo.Lz4Compression(), kgo.NoCompression()}
-	}
+	compression := append(slices.Clone(c.Compression), kgo.NoCompression())
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(c.Brokers...),
 		kgo.ClientID(id),
