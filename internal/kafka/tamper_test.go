@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"encoding/binary"
+	"hash/crc32"
 	"io"
 	"net"
 	"sync"
@@ -78,4 +79,12 @@ func (c *tamperConn) Read(p []byte) (int, error) {
 	n := copy(p, c.buf)
 	c.buf = c.buf[n:]
 	return n, nil
+}
+
+// sealBatch encodes a batch without records, with its length and checksum.
+func sealBatch(rb kmsg.RecordBatch) []byte {
+	rb.Length = int32(len(rb.AppendTo(nil)) - 12)
+	raw := rb.AppendTo(nil)
+	rb.CRC = int32(crc32.Checksum(raw[21:], crc32.MakeTable(crc32.Castagnoli)))
+	return rb.AppendTo(nil)
 }
