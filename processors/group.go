@@ -98,21 +98,24 @@ func (s changeSerde[V]) Append(dst []byte, c Change[V]) ([]byte, error) {
 	if c.HasNew {
 		flags |= changeHasNew
 	}
-	dst = append(dst, flags)
+	enc := append(dst, flags)
 	if c.HasOld {
 		old, err := s.values.Append(nil, c.Old)
 		if err != nil {
-			return nil, err
+			return dst, err
 		}
 		if c.HasNew {
-			dst = binary.AppendUvarint(dst, uint64(len(old)))
+			enc = binary.AppendUvarint(enc, uint64(len(old)))
 		}
-		dst = append(dst, old...)
+		enc = append(enc, old...)
 	}
 	if c.HasNew {
-		return s.values.Append(dst, c.New)
+		var err error
+		if enc, err = s.values.Append(enc, c.New); err != nil {
+			return dst, err
+		}
 	}
-	return dst, nil
+	return enc, nil
 }
 
 var errChange = errors.New("update of a grouped table: malformed; was the repartition topic written by another program?")

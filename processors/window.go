@@ -48,11 +48,11 @@ type windowedSerde[K any] struct {
 }
 
 func (s windowedSerde[K]) Append(dst []byte, w Windowed[K]) ([]byte, error) {
-	dst, err := s.keys.Append(dst, w.Key)
+	enc, err := s.keys.Append(dst, w.Key)
 	if err != nil {
-		return nil, err
+		return dst, err
 	}
-	return binary.BigEndian.AppendUint64(dst, uint64(w.Start)), nil
+	return binary.BigEndian.AppendUint64(enc, uint64(w.Start)), nil
 }
 
 func (s windowedSerde[K]) Decode(data []byte) (w Windowed[K], err error) {

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"fmt"
+	"reflect"
 
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
@@ -153,6 +154,7 @@ func windowed[K, V, A any](g *KGroupedStream[K, V], op, store string, w Windows,
 type KGroupedTable[K, V any] struct {
 	changes *KStream[K, processors.Change[V]]
 	value   serde.Serde[V]
+	broken  bool // a mistake has been reported
 }
 
 // TableGroupBy gives every row of a table a new key and value, to aggregate the
@@ -171,16 +173,18 @@ func TableGroupBy[K, V, KR, VR any](t *KTable[K, V], name string, choose func(K,
 	for _, opt := range opts {
 		key, value = opt.key, opt.value
 	}
-	t.b.claim(name, fmt.Sprintf("group %q", name))
+	what := fmt.Sprintf("group %q", name)
+	t.b.claim(name, what)
+	if key == nil || value == nil {
+		t.b.fail("%s: no serdes for keys of type %s and values of type %s; pass topology.GroupSerdes", what, reflect.TypeFor[KR](), reflect.TypeFor[VR]())
+		return &KGroupedTable[KR, VR]{changes: &KStream[KR, processors.Change[VR]]{b: t.b, from: t.from}, broken: true}
+	}
 	n := &node{kind: kindStateless, op: "table-group-by"}
 	n.start = func(_ processors.Task, out [][]any) ([]any, error) {
 		next := forwards[KR, processors.Change[VR]](out[0])
 		return []any{processors.Guard(n.name, processors.Regroup(name, noErrorKV(choose), key, next))}, nil
 	}
-	s := &KStream[KR, processors.Change[VR]]{b: t.b, from: port{n: t.b.addNode(n, t.from)}, key: key, changed: true}
-	if value != nil {
-		s.value = processors.ChangeSerde(value)
-	}
+	s := &KStream[KR, processors.Change[VR]]{b: t.b, from: port{n: t.b.addNode(n, t.from)}, key: key, value: processors.ChangeSerde(value), changed: true}
 	return &KGroupedTable[KR, VR]{changes: repartitioned(s, name, false), value: value}
 }
 
@@ -222,7 +226,10 @@ func TableAggregate[K, V, A any](g *KGroupedTable[K, V], store string, agg serde
 
 func tableAggregate[K, V, A any](g *KGroupedTable[K, V], op, store string, agg serde.Serde[A], add, subtract processors.Update[K, V, A]) *KTable[K, A] {
 	s := g.changes
-	t := &KTable[K, A]{b: s.b, key: s.key, value: agg, store: store}
+	t := &KTable[K, A]{b: s.b, from: s.from, key: s.key, value: agg, store: store}
+	if g.broken {
+		return t
+	}
 	n := &node{kind: kindStateful, op: op, name: store, stores: t.b.keyValueSpec(op, store, s.key, agg)}
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		rows, err := openKeyValue(task, store, s.key, agg)

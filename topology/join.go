@@ -41,9 +41,14 @@ func LeftJoin[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], f func(value V,
 }
 
 func joinTable[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], kind processors.JoinKind, f func(K, V, T, bool) (R, error), opts []StepOption) *KStream[K, R] {
-	n := &node{kind: kindStateful, op: kind.String() + "-join", uses: t.uses, aligned: true}
+	n := &node{kind: kindStateful, op: kind.String() + "-join", aligned: true}
 	for _, opt := range opts {
 		opt.step(n)
+	}
+	if t.b == s.b {
+		n.uses = t.uses
+	} else {
+		s.b.fail("%s with table %q: the table belongs to another builder; build the whole application with one", n.op, t.store)
 	}
 	in := repartitioned(s, n.name, kind == processors.LeftJoin)
 	if in != s && n.name == "" {

@@ -16,8 +16,11 @@ func (b *Builder) keyValueSpec(op, store string, key, value serdeName) []state.S
 
 // windowSpec declares a window store of the step op.
 func (b *Builder) windowSpec(op, store string, w Windows, key, value serdeName) []state.Spec {
-	for _, err := range w.check() {
-		b.fail("%s %q: %v", op, store, err)
+	if errs := w.check(); len(errs) > 0 {
+		for _, err := range errs {
+			b.fail("%s %q: %v", op, store, err)
+		}
+		return nil
 	}
 	return b.storeSpec(op, state.Spec{Name: store, Kind: state.Window, WindowSize: w.Size, Retention: w.Retention}, key, value)
 }
@@ -32,7 +35,7 @@ func (b *Builder) storeSpec(op string, spec state.Spec, key, value serdeName) []
 		ok = false
 	}
 	if value == nil {
-		b.fail("%s %q: no serde for the value; call WithValueSerde on the stream or table before it", op, spec.Name)
+		b.fail("%s %q: no serde for the value; pass one to the step, or call WithValueSerde before it", op, spec.Name)
 		ok = false
 	}
 	if !ok {

@@ -15,6 +15,9 @@ type Windowed[K any] = processors.Windowed[K]
 // WindowedSerde encodes windowed keys as Kafka Streams does for time windows:
 // the key's encoding, then the window's start as 8 bytes big-endian. The end is
 // not written; size gives it back.
+//
+// A sink partitions by the whole encoding; Kafka Streams does by the key alone,
+// for which there is [PartitionBy].
 func WindowedSerde[K any](key serde.Serde[K], size time.Duration) serde.Serde[Windowed[K]] {
 	return processors.WindowedSerde(key, size)
 }
@@ -86,8 +89,7 @@ func (w Windows) check() []error {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if w.Size <= 0 || w.Size%time.Millisecond != 0 {
 		fail("a window size of %s; it must be a positive number of milliseconds", w.Size)
-	}
-	if w.Advance <= 0 || w.Advance > w.Size || w.Advance%time.Millisecond != 0 {
+	} else if w.Advance <= 0 || w.Advance > w.Size || w.Advance%time.Millisecond != 0 {
 		fail("an advance of %s; it must be a positive number of milliseconds up to the size, %s", w.Advance, w.Size)
 	}
 	switch {
@@ -95,8 +97,7 @@ func (w Windows) check() []error {
 		fail("no grace; pass topology.Grace, for example topology.Grace(0) to take no late records")
 	case w.Grace < 0 || w.Grace%time.Millisecond != 0:
 		fail("a grace of %s; it must be a number of milliseconds, 0 or more", w.Grace)
-	}
-	if w.Retention < w.Size+w.Grace || w.Retention%time.Millisecond != 0 {
+	case len(errs) == 0 && (w.Retention < w.Size+w.Grace || w.Retention%time.Millisecond != 0):
 		fail("a retention of %s; it must be a number of milliseconds, at least size + grace = %s", w.Retention, w.Size+w.Grace)
 	}
 	return errs

@@ -1,0 +1,70 @@
+package topology
+
+import (
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/serde"
+)
+
+// TestStatefulGolden holds what Build makes of tables, groups, windows and joins.
+func TestStatefulGolden(t *testing.T) {
+	s := serde.String()
+	in := func(b *Builder) *KStream[string, string] { return Stream(b, "in", s, s) }
+	rows := func(b *Builder, name string) *KTable[string, string] { return Table(b, name, name+"-rows", s, s) }
+	value := func(_, v string) string { return v }
+	concat := func(a, b string) string { return a + b }
+	type shape struct{ n int }
+	golden(t, "stateful.txt", []goldenCase{
+		{"count", func(b *Builder) { in(b).GroupByKey().Count("n").ToStream().To("out") }},
+		{"two aggregations of one group", func(b *Builder) {
+			g := GroupBy(in(b), "by-value", value)
+			g.Count("n").ToStream().To("counts")
+			g.Reduce("r", concat).ToStream().To("out")
+		}},
+		{"two aggregations of a group without a name", func(b *Builder) {
+			g := SelectKey(in(b), value).GroupByKey()
+			g.Count("n").ToStream().To("counts")
+			g.Reduce("r", concat).ToStream().To("out")
+		}},
+		{"windows", func(b *Builder) {
+			Count(in(b).GroupByKey(), "n", Hopping(time.Minute, time.Second, Grace(time.Hour), Retention(24*time.Hour), EmitFinal())).ToStream().To("out")
+		}},
+		{"grouped table", func(b *Builder) {
+			TableGroupBy(rows(b, "t"), "g", func(k, v string) (string, string) { return v, k }).Count("n").ToStream().To("out")
+		}},
+		{"stream-table join, co-partitioned", func(b *Builder) { Join(in(b), rows(b, "t"), concat).To("out") }},
+		{"stream-table join after a changed key", func(b *Builder) { Join(SelectKey(in(b), value), rows(b, "t"), concat, Named("j")).To("out") }},
+		{"global join", func(b *Builder) {
+			GlobalJoin(in(b), GlobalTable(b, "t", "rows", s, s), value, concat).To("out")
+		}},
+		{"table join of a filtered table", func(b *Builder) {
+			l := rows(b, "l").Filter(func(string, string) bool { return true })
+			TableJoin(l, rows(b, "r"), "j", s, concat).ToStream().To("out")
+		}},
+		{"windows without grace and of odd sizes", func(b *Builder) {
+			Count(in(b).GroupByKey(), "none", Tumbling(time.Second))
+			Count(in(b).GroupByKey(), "odd", Hopping(time.Second, time.Minute, Grace(-1), Retention(time.Millisecond)))
+			Count(in(b).GroupByKey(), "micro", Tumbling(time.Microsecond, Grace(0)))
+		}},
+		{"no serde", func(b *Builder) {
+			shapes := MapValues(in(b), func(string) shape { return shape{} })
+			shapes.ToTable("rows")
+			Aggregate(shapes.GroupByKey(), "agg", nil, func() shape { return shape{} }, func(_ string, _, a shape) shape { return a })
+			TableGroupBy(rows(b, "t"), "g", func(string, string) (shape, string) { return shape{}, "" }).Count("n")
+		}},
+		{"a join that needs a name", func(b *Builder) { Join(SelectKey(in(b), value), rows(b, "t"), concat).To("out") }},
+		{"names that clash", func(b *Builder) {
+			g := GroupBy(in(b), "n", value)
+			g.Count("n")
+			rows(b, "t").ToStream().To("out")
+			in(b).ToTable("t-rows")
+			GlobalTable(b, "x", "n", s, s)
+		}},
+		{"another builder's table", func(b *Builder) {
+			other := New("other")
+			Join(in(b), rows(other, "t"), concat).To("out")
+			GlobalJoin(in(b), GlobalTable(other, "g", "rows", s, s), value, concat).To("out")
+		}},
+	})
+}
