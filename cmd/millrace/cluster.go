@@ -100,6 +100,7 @@ func watchOutcomes(ctx context.Context, addrs []string, topic string, ledger *mo
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(addrs...), kgo.ClientID("millrace-demo-loop"),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(time.Second),
+		kgo.MetadataMinAge(50*time.Millisecond), // the topic that is added waits for it
 	)
 	if err != nil {
 		return fmt.Errorf("watch topic %s: %w", topic, err)

@@ -44,7 +44,7 @@ func demoFlags(o *demoOptions) *flag.FlagSet {
 	fs.IntVar(&o.kill, "kill", 0, "run the worker as a process of its own and kill it with SIGKILL `n` times while it works")
 	fs.StringVar(&o.dir, "dir", "", "`directory` to keep everything in, and to continue in (default: a temporary one, removed at the end)")
 	fs.Uint64Var(&o.seed, "seed", 0, "seed of faults, latencies and kills (default: a random one)")
-	fs.Float64Var(&o.rate, "rate", 600, "`events` produced per second, 0 for as fast as possible")
+	fs.Float64Var(&o.rate, "rate", 400, "`events` produced per second, 0 for as fast as possible")
 	fs.DurationVar(&o.latency, "latency", 15*time.Millisecond, "median `time` a call of the demo's model takes")
 	return fs
 }

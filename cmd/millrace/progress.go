@@ -7,8 +7,9 @@ import (
 
 // state is how far a run has come.
 type state struct {
-	sent     int // events the broker has acknowledged
-	outcomes int // events with an outcome
+	ready    bool // the first worker has started
+	sent     int  // events the broker has acknowledged
+	outcomes int  // events with an outcome
 	kills    int
 }
 

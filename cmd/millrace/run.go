@@ -20,6 +20,9 @@ import (
 	"github.com/millrace/millrace/internal/modelserver"
 )
 
+// startTime is how long the feed waits for the first worker to start.
+const startTime = 10 * time.Second
+
 // stallTime is how long a run may make no progress, stallTimePatient with a
 // model that is not the demo's own.
 const (
@@ -55,12 +58,12 @@ func runDemo(ctx context.Context, opts demoOptions, lines []reviews.Line, digest
 	if d.home, err = openHome(opts.dir, opts.brokers, digest); err != nil {
 		return nil, err
 	}
-	failed := true
+	keep := false // a failed run is worth looking at, once its worker has run
 	defer func() {
-		if failed && d.home.temporary {
+		if keep && d.home.temporary && err != nil {
 			err = fmt.Errorf("%w (everything is kept in %s, the worker's log in worker.log)", err, d.home.dir)
 		}
-		err = errors.Join(err, d.home.close(failed))
+		err = errors.Join(err, d.home.close(keep))
 	}()
 	stopBroker, err := d.openBroker(ctx)
 	if err != nil {
@@ -78,7 +81,10 @@ func runDemo(ctx context.Context, opts demoOptions, lines []reviews.Line, digest
 	defer d.client.Close()
 	err = d.run(ctx, out)
 	d.finish()
-	failed = err != nil && !errors.Is(err, errInterrupted) || d.sum.verdict() != nil && !errors.Is(err, errInterrupted)
+	keep = !errors.Is(err, errInterrupted) && (err != nil || d.sum.verdict() != nil)
+	if keep {
+		d.sum.dir = d.home.dir
+	}
 	return &d.sum, err
 }
 
@@ -255,6 +261,10 @@ func (d *demo) compare() {
 // feed sends the events that the source topic does not hold yet, at the rate
 // asked for.
 func (d *demo) feed(ctx context.Context) error {
+	// Latency is that of the application, not of its start.
+	warm, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	_ = d.progress.wait(warm, func(s state) bool { return s.ready }) // late is no error
 	start, failed := time.Now(), make(chan error, 1)
 	n := 0
 	defer func() { d.sum.sentNow = n }()

@@ -22,6 +22,9 @@ import (
 // of its own.
 const workerCommandName = "demo-worker"
 
+// readyLine is what it prints when it is ready.
+const readyLine = "ready"
+
 // workerConfig is what a worker needs to know.
 type workerConfig struct {
 	App      string   `json:"app"`
@@ -49,8 +52,9 @@ func (c workerConfig) lookup() []topology.LookupOption {
 	}
 }
 
-// runWorker runs the application until ctx ends.
-func runWorker(ctx context.Context, cfg workerConfig) (err error) {
+// runWorker runs the application until ctx ends. It calls ready once the
+// application has joined its groups and restored its tasks.
+func runWorker(ctx context.Context, cfg workerConfig, ready func()) (err error) {
 	log, err := os.OpenFile(cfg.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("worker log: %w", err)
@@ -69,7 +73,25 @@ func runWorker(ctx context.Context, cfg workerConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := app.Run(ctx); err != nil {
+	done := make(chan struct{})
+	watched := make(chan struct{})
+	go func() { // ends with done
+		defer close(watched)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for !app.Ready() {
+			select {
+			case <-tick.C:
+			case <-done:
+				return
+			}
+		}
+		ready()
+	}()
+	err = app.Run(ctx)
+	close(done)
+	<-watched
+	if err != nil {
 		logger.Error("stopped", "error", err)
 		return err
 	}
@@ -98,5 +120,5 @@ func workerCommand(ctx context.Context, args []string, std stdio) error {
 		_, _ = io.Copy(io.Discard, in)
 		cancel()
 	}()
-	return runWorker(ctx, cfg)
+	return runWorker(ctx, cfg, func() { fmt.Fprintln(std.out, readyLine) })
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -21,6 +22,7 @@ type process struct {
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	stderr bytes.Buffer
+	ready  chan struct{} // closed when it has told that it is ready, or ended
 	done   chan struct{} // closed when it has ended
 	err    error         // set before done is closed
 }
@@ -36,15 +38,22 @@ func startProcess(cfg workerConfig) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
-	p := &process{cmd: exec.Command(self, workerCommandName), done: make(chan struct{})}
+	p := &process{cmd: exec.Command(self, workerCommandName), ready: make(chan struct{}), done: make(chan struct{})}
 	p.cmd.Stderr = &p.stderr
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
+		return nil, fmt.Errorf("start a worker: %w", err)
+	}
+	stdout, err := p.cmd.StdoutPipe()
+	if err != nil {
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
 	go func() { // ends with the process
+		_, _ = bufio.NewReader(stdout).ReadString('\n') // it says nothing but that it is ready
+		close(p.ready)
+		_, _ = io.Copy(io.Discard, stdout)
 		p.err = p.cmd.Wait()
 		close(p.done)
 	}()
@@ -96,7 +105,7 @@ func killPlan(kills, events int, r *rand.Rand) []int {
 // if it is to be killed, as a process of its own.
 func (d *demo) work(ctx context.Context) error {
 	if d.opts.kill == 0 {
-		return runWorker(ctx, d.worker(1))
+		return runWorker(ctx, d.worker(1), d.ready)
 	}
 	dice := rand.New(rand.NewPCG(d.opts.seed, 2))
 	for n := 1; ; n++ {
@@ -104,6 +113,12 @@ func (d *demo) work(ctx context.Context) error {
 		p, err := startProcess(cfg)
 		if err != nil {
 			return err
+		}
+		if n == 1 {
+			go func() { // ends with the process
+				<-p.ready
+				d.ready()
+			}()
 		}
 		if n > d.opts.kill {
 			select {
@@ -139,6 +154,9 @@ func (d *demo) work(ctx context.Context) error {
 		d.progress.update(func(s *state) { s.kills++ })
 	}
 }
+
+// ready starts the feed.
+func (d *demo) ready() { d.progress.update(func(s *state) { s.ready = true }) }
 
 // died reports a worker that ended though nobody told it to.
 func (d *demo) died(p *process) error {

@@ -42,6 +42,7 @@ type Outcome string
 const (
 	Running  Outcome = ""         // it has not ended
 	Answered Outcome = "answered" // a whole, usable answer was sent: this is what costs money
+	Sent     Outcome = "sent"     // a whole answer was sent; whether it is usable is for the caller to say
 	Unusable Outcome = "unusable" // a whole answer was sent that the caller has to reject
 	Refused  Outcome = "refused"  // an error was sent: 4xx, 429, 500
 	Broken   Outcome = "broken"   // the server cut its answer off
@@ -170,7 +171,7 @@ func (l *Ledger) end(c *Call, outcome Outcome, at time.Time) {
 	c.end, c.outcome = at, outcome
 	l.stats.Running--
 	switch outcome {
-	case Answered:
+	case Answered, Sent:
 		l.stats.Answered++
 	case Unusable:
 		l.stats.Unusable++
@@ -251,11 +252,19 @@ const (
 	paidTwice
 )
 
-// judge compares call i of a history with all before it.
+// judge compares call i of a history with those before it: with all, or, if it
+// is a further attempt, with those since the attempt before it, which has been
+// judged itself.
 func (l *Ledger) judge(h *history, i int) verdict {
 	again := h.calls[i]
+	from := 0
+	for j, c := range h.calls[:i] {
+		if c.id.Owner == again.id.Owner && c.id.Attempt > 0 && c.id.Attempt < again.id.Attempt {
+			from = j
+		}
+	}
 	worst := retried
-	for _, first := range h.calls[:i] {
+	for _, first := range h.calls[from:i] {
 		worst = max(worst, l.compare(first, again, h.durable))
 	}
 	return worst
@@ -275,14 +284,21 @@ func (l *Ledger) compare(first, again *Call, durable time.Time) verdict {
 	case !ended && first.outcome != Gone: // two at once
 		return paidTwice
 	case ended && first.outcome == Answered:
-		if before(first.hungUp) && first.hungUp.Sub(first.end) < hangUp {
-			return interrupted // it was cancelled, or timed out, while its answer was on the way
-		}
-		return paidTwice
-	case nextAttempt: // it timed out, which the server may have seen later, or failed
+		return resent(first, before)
+	case nextAttempt: // it timed out, which the server may have seen later, or it failed
 		return retried
+	case ended && first.outcome == Sent:
+		return resent(first, before)
 	}
 	return interrupted // cancelled, in an attempt or between two
+}
+
+// resent judges a request that was made again after a whole answer to it.
+func resent(first *Call, before func(time.Time) bool) verdict {
+	if before(first.hungUp) && first.hungUp.Sub(first.end) < hangUp {
+		return interrupted // it was cancelled, or timed out, while its answer was on the way
+	}
+	return paidTwice
 }
 
 // A line is one event of a ledger's journal.

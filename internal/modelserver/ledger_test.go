@@ -46,6 +46,14 @@ func TestLedgerJudges(t *testing.T) {
 			l.Begin(id("w1", 1)).End(Answered)
 			l.Begin(id("w1", 2)).End(Answered)
 		}, Stats{PaidTwice: 1}},
+		{"the caller rejected an answer that the server cannot judge", func(l *Ledger) {
+			l.Begin(id("w1", 1)).End(Sent)
+			l.Begin(id("w1", 2)).End(Sent)
+		}, Stats{Retried: 1}},
+		{"sent, then asked again", func(l *Ledger) {
+			l.Begin(id("w1", 1)).End(Sent)
+			l.Begin(id("w1", 1)).End(Sent)
+		}, Stats{PaidTwice: 1}},
 		{"answered, then asked by another owner while the first lives", func(l *Ledger) {
 			l.Begin(id("w1", 1)).End(Answered)
 			l.Begin(id("w2", 1)).End(Answered)
@@ -125,6 +133,12 @@ func TestLedgerJudges(t *testing.T) {
 			l.OwnerDied("w1")
 			l.Begin(id("w2", 1)).End(Answered)
 		}, Stats{Interrupted: 1}},
+		{"the owner died, and the next one has to try twice", func(l *Ledger) {
+			l.Begin(id("w1", 1)).End(Refused)
+			l.OwnerDied("w1")
+			l.Begin(id("w2", 1)).End(Refused)
+			l.Begin(id("w2", 2)).End(Answered)
+		}, Stats{Interrupted: 1, Retried: 1}},
 		{"two at once", func(l *Ledger) {
 			first := l.Begin(id("w1", 1))
 			l.Begin(id("w2", 1)).End(Answered)

@@ -2,6 +2,8 @@ package modelserver
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -10,7 +12,8 @@ import (
 // Proxy returns a handler that forwards everything to the OpenAI-compatible
 // server at target (with or without the path /v1) and counts the chat
 // completions in ledger, so that calls of a model that is not ours are counted
-// the same way. The labels are not forwarded.
+// the same way. Whether an answer is usable it cannot tell. The labels are not
+// forwarded.
 func Proxy(target string, ledger *Ledger) (http.Handler, error) {
 	u, err := url.Parse(target)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
@@ -26,6 +29,7 @@ func Proxy(target string, ledger *Ledger) (http.Handler, error) {
 				r.Out.Header.Del(h)
 			}
 		},
+		ErrorLog: log.New(io.Discard, "", 0), // the caller sees what goes wrong
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if r.Context().Err() != nil {
 				return // the caller is gone
@@ -44,7 +48,7 @@ func Proxy(target string, ledger *Ledger) (http.Handler, error) {
 		proxy.ServeHTTP(sw, r)
 		switch {
 		case sw.status == http.StatusOK && r.Context().Err() == nil:
-			end(Answered)
+			end(Sent)
 		case r.Context().Err() != nil:
 			end(Gone)
 		default:

@@ -146,7 +146,7 @@ func track(l *Ledger, r *http.Request) (end func(Outcome)) {
 	}
 	return func(o Outcome) {
 		call.End(o)
-		if p != nil && o == Answered {
+		if p != nil && (o == Answered || o == Sent) {
 			p.answered(call)
 		}
 	}

@@ -110,6 +110,7 @@ func New(cfg Config) (*Audit, error) {
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(), // or the position would stay before a marker at the end
 		kgo.FetchMaxWait(time.Second),
+		kgo.MetadataMinAge(50*time.Millisecond), // topics that are added wait for it
 	)
 	if err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
