@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/pprof"
 	"sync"
 	"syscall"
 	"time"
@@ -41,6 +42,17 @@ func main() {
 			GroupByKey().Count("counts").ToStream().To(*out)
 	default:
 		log.Fatalf("millrace: unknown job %q", *job)
+	}
+	if path := os.Getenv("CPUPROFILE"); path != "" {
+		f, err := os.Create(path)
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			log.Fatal(err)
+		}
+		defer pprof.StopCPUProfile()
 	}
 	var progress progress
 	app, err := millrace.New(b,
