@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,8 +49,10 @@ type TopicSpec struct {
 	Name       string
 	Kind       TopicKind
 	Partitions int32
-	// Replication is the replication factor; -1 leaves it to the broker.
+	// Replication is the replication factor; 0 and -1 leave it to the broker.
 	Replication int16
+	// MinInSync is min.insync.replicas; 0 leaves it to the broker.
+	MinInSync int
 	// Retention of a WindowChangelog.
 	Retention time.Duration
 	// MaxMessageBytes is max.message.bytes; 0 leaves it to the broker.
@@ -74,30 +77,69 @@ func (s *TopicSpec) configs() map[string]string {
 	default:
 		c["cleanup.policy"] = "delete"
 	}
+	if s.Kind == Loop || s.Kind == Repartition {
+		c["segment.bytes"] = strconv.Itoa(50 << 20) // purging frees whole segments
+	}
 	if s.MaxMessageBytes > 0 {
 		c["max.message.bytes"] = strconv.Itoa(s.MaxMessageBytes)
+	}
+	if s.MinInSync > 0 {
+		c["min.insync.replicas"] = strconv.Itoa(s.MinInSync)
 	}
 	return c
 }
 
 // Ensure creates the topics that are missing and checks those that exist:
-// partitions, cleanup policy, retention and timestamp type. It alters nothing;
-// every difference is reported with what to do.
+// partitions, cleanup policy, retention, message size and timestamp type. It alters
+// nothing; every difference is reported with what to do. Creating needs the Create
+// permission, checking Describe and DescribeConfigs only.
 func Ensure(ctx context.Context, adm *kadm.Client, specs []TopicSpec) error {
+	names := make([]string, len(specs))
+	for i, s := range specs {
+		names[i] = s.Name
+	}
+	found, err := Describe(ctx, adm, names...)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, s := range specs {
+		if !errors.Is(found[s.Name].Err, kerr.UnknownTopicOrPartition) {
+			continue
+		}
 		configs := map[string]*string{}
 		for k, v := range s.configs() {
 			configs[k] = &v
 		}
-		if _, err := adm.CreateTopic(ctx, s.Partitions, s.Replication, configs, s.Name); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-			errs = append(errs, fmt.Errorf("create %s topic %q: %w%s", s.Kind, s.Name, err, hint(err)))
+		replication := s.Replication
+		if replication == 0 {
+			replication = -1
+		}
+		err := retry(ctx, retryFor, func(ctx context.Context) error {
+			_, err := adm.CreateTopic(ctx, s.Partitions, replication, configs, s.Name)
+			return err
+		})
+		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) { // another instance was faster
+			errs = append(errs, fmt.Errorf("create %s topic %q with %d partitions and %s: %w%s", s.Kind, s.Name, s.Partitions, list(s.configs()), err, hint(err)))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return check(ctx, adm, specs)
+}
+
+// list renders settings as kafka-configs.sh takes them.
+func list(configs map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(configs)) {
+		v := configs[k]
+		if strings.Contains(v, ",") {
+			v = "[" + v + "]"
+		}
+		out = append(out, k+"="+v)
+	}
+	return strings.Join(out, ",")
 }
 
 func hint(err error) string {
@@ -143,32 +185,51 @@ func check(ctx context.Context, adm *kadm.Client, specs []TopicSpec) error {
 	return errors.Join(errs...)
 }
 
-// differences compares the settings that correctness rests on.
+// differences compares the settings that correctness rests on. What keeps more
+// than needed is fine.
 func (s *TopicSpec) differences(have map[string]string) []error {
-	var errs []error
 	want := s.configs()
-	for _, key := range []string{"cleanup.policy", "retention.ms", "retention.bytes", "message.timestamp.type"} {
-		h, ok := have[key]
-		if !ok || samePolicy(h, want[key]) || key == "retention.ms" && longer(h, want[key]) || key == "retention.bytes" && s.Kind == DeadLetter || key == "retention.ms" && s.Kind == DeadLetter {
+	wrong := map[string]string{}
+	var parts []string
+	for _, key := range []string{"cleanup.policy", "retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes", "message.timestamp.type", "min.insync.replicas"} {
+		w, stated := want[key]
+		h, known := have[key]
+		if !stated || !known || s.satisfied(key, h, w) {
 			continue
 		}
-		if key == "retention.ms" && (s.Kind == Changelog || s.Kind == GroupTable) {
-			continue // it has no effect on a topic that is only compacted
-		}
-		errs = append(errs, fmt.Errorf("%s topic %q has %s=%s, the application needs %s: set it with kafka-configs --alter --add-config %s=%s", s.Kind, s.Name, key, h, want[key], key, want[key]))
+		wrong[key] = w
+		parts = append(parts, fmt.Sprintf("has %s=%s and needs %s", key, h, w))
 	}
-	return errs
+	if len(parts) == 0 {
+		return nil
+	}
+	return []error{fmt.Errorf("%s topic %q %s: set it with kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s",
+		s.Kind, s.Name, strings.Join(parts, ", "), s.Name, list(wrong))}
+}
+
+func (s *TopicSpec) satisfied(key, have, want string) bool {
+	switch key {
+	case "cleanup.policy":
+		return samePolicy(have, want)
+	case "retention.ms", "retention.bytes":
+		// Retention has no effect on what is only compacted, and how long dead
+		// letters stay is the operator's choice.
+		return s.Kind == Changelog || s.Kind == GroupTable || s.Kind == DeadLetter || atLeast(have, want)
+	case "delete.retention.ms", "max.message.bytes", "min.insync.replicas":
+		return atLeast(have, want)
+	}
+	return have == want
 }
 
 func samePolicy(a, b string) bool {
-	as, bs := strings.Split(a, ","), strings.Split(b, ",")
+	as, bs := strings.Split(strings.ReplaceAll(a, " ", ""), ","), strings.Split(b, ",")
 	slices.Sort(as)
 	slices.Sort(bs)
 	return slices.Equal(as, bs)
 }
 
-// longer reports whether retention a keeps records at least as long as b.
-func longer(a, b string) bool {
+// atLeast reports whether a number a is at least b, where -1 is infinite.
+func atLeast(a, b string) bool {
 	x, errX := strconv.ParseInt(a, 10, 64)
 	y, errY := strconv.ParseInt(b, 10, 64)
 	if errX != nil || errY != nil {
@@ -204,13 +265,19 @@ func waitForTopics(ctx context.Context, adm *kadm.Client, names []string) (infos
 }
 
 // Describe asks for the ids and partition counts of topics. A topic that does not
-// exist or may not be seen has an Err that says what to do.
+// exist or may not be seen has an Err that says what to do. The answer is never a
+// cached one.
 func Describe(ctx context.Context, adm *kadm.Client, names ...string) (map[string]TopicInfo, error) {
 	infos := make(map[string]TopicInfo, len(names))
 	if len(names) == 0 {
 		return infos, nil
 	}
+	// Asking for operations is what makes kadm leave its cache alone.
+	ctx = kadm.WithAuthorizedOps(ctx)
 	details, err := adm.ListTopics(ctx, names...)
+	if errors.Is(err, kerr.TopicAuthorizationFailed) {
+		return describeEach(ctx, adm, names)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("describe topics: %w", err)
 	}
@@ -219,13 +286,29 @@ func Describe(ctx context.Context, adm *kadm.Client, names ...string) (map[strin
 		switch {
 		case !ok || errors.Is(d.Err, kerr.UnknownTopicOrPartition):
 			infos[name] = TopicInfo{Err: fmt.Errorf("it does not exist, create it first: %w", kerr.UnknownTopicOrPartition)}
-		case errors.Is(d.Err, kerr.TopicAuthorizationFailed):
-			infos[name] = TopicInfo{Err: fmt.Errorf("not allowed to see it, grant Describe and Read or Write: %w", d.Err)}
 		case d.Err != nil:
 			infos[name] = TopicInfo{Err: d.Err}
 		default:
 			infos[name] = TopicInfo{ID: d.ID, Partitions: int32(len(d.Partitions))}
 		}
+	}
+	return infos, nil
+}
+
+// describeEach finds out which topics may not be seen: one of them makes kadm fail
+// for all.
+func describeEach(ctx context.Context, adm *kadm.Client, names []string) (map[string]TopicInfo, error) {
+	infos := make(map[string]TopicInfo, len(names))
+	for _, name := range names {
+		if len(names) == 1 {
+			infos[name] = TopicInfo{Err: fmt.Errorf("not allowed to see it, grant Describe and Read or Write: %w", kerr.TopicAuthorizationFailed)}
+			break
+		}
+		one, err := Describe(ctx, adm, name)
+		if err != nil {
+			return nil, err
+		}
+		infos[name] = one[name]
 	}
 	return infos, nil
 }
