@@ -14,7 +14,7 @@ func TestStatefulGolden(t *testing.T) {
 	rows := func(b *Builder, name string) *KTable[string, string] { return Table(b, name, name+"-rows", s, s) }
 	value := func(_, v string) string { return v }
 	concat := func(a, b string) string { return a + b }
-	type shape struct{ n int }
+	type shape struct{}
 	golden(t, "stateful.txt", []goldenCase{
 		{"count", func(b *Builder) { in(b).GroupByKey().Count("n").ToStream().To("out") }},
 		{"two aggregations of one group", func(b *Builder) {

@@ -29,13 +29,15 @@ func TestStreamJoins(t *testing.T) {
 			"inner", func(b *topology.Builder) {
 				topology.Join(streamOf(b, "in"), tableOf(b, "t"), inner, topology.Named("j")).To("out")
 			},
-			script, "a:2x@2 a:3y@12", []string{"j null-key", "j null-value"},
+			script, "a:2x@2 a:3y@12",
+			[]string{"j null-key", "j null-value"},
 		},
 		{
 			"left", func(b *topology.Builder) {
 				topology.LeftJoin(streamOf(b, "in"), tableOf(b, "t"), left, topology.Named("j")).To("out")
 			},
-			script, "a:1false@1 a:2xtrue@2 a:3ytrue@12 null:4false@13 a:5false@16", []string{"j null-value"},
+			script, "a:1false@1 a:2xtrue@2 a:3ytrue@12 null:4false@13 a:5false@16",
+			[]string{"j null-value"},
 		},
 		{
 			"global inner", func(b *topology.Builder) {
@@ -43,7 +45,8 @@ func TestStreamJoins(t *testing.T) {
 				topology.GlobalJoin(streamOf(b, "in"), g, func(k, _ string) string { return k }, inner, topology.Named("j")).To("out")
 			},
 			// The key function sees the zero value for a null key.
-			script, "a:2x@2 a:3y@12", []string{"j null-value"},
+			script, "a:2x@2 a:3y@12",
+			[]string{"j null-value"},
 		},
 		{
 			"global left, by a key of its own", func(b *topology.Builder) {

@@ -23,6 +23,7 @@ type (
 var str = serde.String()
 
 func streamOf(b *topology.Builder, topic string) *stream { return topology.Stream(b, topic, str, str) }
+
 func tableOf(b *topology.Builder, topic string) *table {
 	return topology.Table(b, topic, topic+"-rows", str, str)
 }

@@ -2,6 +2,7 @@ package topologytest
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/millrace/millrace/processors"
@@ -47,7 +48,7 @@ func (c *Call) Fail(err error) {
 }
 
 func lastAttempt(err error) error {
-	if e := processors.Fail(processors.ClassAsync, "", err).(*processors.Error); e.Action == processors.Skip {
+	if e, ok := errors.AsType[*processors.Error](processors.Fail(processors.ClassAsync, "", err)); ok && e.Action == processors.Skip {
 		return err
 	}
 	return processors.WithAction(processors.DeadLetter, err)

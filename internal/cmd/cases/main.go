@@ -17,7 +17,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: cases FILE...")
+		_, _ = fmt.Fprintln(os.Stderr, "usage: cases FILE...")
 		os.Exit(2)
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
@@ -35,20 +35,23 @@ type result struct {
 // run runs the cases of all files and returns the exit status.
 func run(files []string, stdout, stderr io.Writer) int {
 	status := 0
+	fail := func(err error) {
+		_, _ = fmt.Fprintf(stderr, "cases: %v\n", err) // there is nowhere else to say it
+		status = 2
+	}
 	lines := json.NewEncoder(stdout)
 	lines.SetEscapeHTML(false)
 	for _, file := range files {
 		s, err := readSuite(file)
 		if err != nil {
-			fmt.Fprintf(stderr, "cases: %v\n", err)
-			status = 2
+			fail(err)
 			continue
 		}
 		for _, c := range s.Cases {
 			r := c.run()
 			if err := lines.Encode(r); err != nil {
-				fmt.Fprintf(stderr, "cases: %v\n", err)
-				return 2
+				fail(err)
+				return status
 			}
 			if !r.Pass && r.Unsupported == "" {
 				status = max(status, 1)

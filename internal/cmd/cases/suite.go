@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"reflect"
@@ -62,7 +63,7 @@ func (c *testCase) run() (r result) {
 	r = result{Name: c.Name, Got: []output{}}
 	b := topology.New("cases")
 	sinks, err := build(b, c.Setup.Topology)
-	if u, ok := err.(unsupported); ok {
+	if u, ok := errors.AsType[unsupported](err); ok {
 		r.Unsupported = string(u)
 		return r
 	}
