@@ -273,7 +273,7 @@ func TestAsyncStrict(t *testing.T) {
 func TestAsyncLongFlush(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	const n = maxFlush + 10
+	const n = 2*maxFlush + 10
 	for i := range n {
 		w.event(fmt.Sprint("k", i), "v")
 	}
@@ -285,8 +285,13 @@ func TestAsyncLongFlush(t *testing.T) {
 		r.answer(i)
 	}
 	r.cycle()
-	if len(w.out) == 0 || len(w.out) == n {
-		t.Fatalf("%d outputs in one go, want a part of %d", len(w.out), n)
+	if len(w.out) != maxFlush {
+		t.Fatalf("%d outputs in one go, want %d", len(w.out), maxFlush)
+	}
+	r.tick(tickInterval)
+	r.commit()
+	if len(w.out) != 2*maxFlush {
+		t.Fatalf("%d outputs after a tick, want %d", len(w.out), 2*maxFlush)
 	}
 	r.same()
 	r = w.open(w.process("i"), cfg).start() // a crash in between

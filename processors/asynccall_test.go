@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,11 +55,11 @@ func TestAttempts(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				n := 0
+				var count atomic.Int32
 				start := time.Now()
 				defer func() { <-time.After(time.Hour) }() // the last function to return
 				o := callPolicy.run(t.Context(), &request{id: "e", round: 2, owner: Owner{"i", "p"}}, func(ctx context.Context) encodedResult {
-					n++
+					n := int(count.Add(1))
 					if e, ok := EntryFromContext(ctx); !ok || e != (Entry{ID: "e", Round: 2, Attempt: n, Owner: Owner{"i", "p"}}) {
 						t.Errorf("entry in context %+v, %v", e, ok)
 					}

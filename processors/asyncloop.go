@@ -14,7 +14,7 @@ const tickInterval = 100 * time.Millisecond
 
 // A step ends at most so many entries in one record, and loads so many bytes.
 const (
-	maxFlush      = 10_000
+	maxFlush      = 2_000
 	maxFlushBytes = 64 << 20
 )
 

@@ -33,7 +33,7 @@ type Async struct {
 
 	loaded  bool
 	opened  time.Time // when this process got the task
-	ver     int64 // the version memory stands for
+	ver     int64     // the version memory stands for
 	record  position
 	ordinal int // of the next event of the record
 	undo    []func()
