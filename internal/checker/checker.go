@@ -11,6 +11,7 @@ package checker
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -66,10 +67,13 @@ func Read(ctx context.Context, opts []kgo.Opt, topics ...string) (map[string]Log
 	for _, t := range topics {
 		logs[t], open[t], parts[t] = Log{}, map[int32]int64{}, map[int32]kgo.Offset{}
 	}
+	if err := errors.Join(ends.Error(), starts.Error()); err != nil {
+		return nil, fmt.Errorf("list the offsets of %v: %w", topics, err)
+	}
 	left := 0
 	ends.Each(func(o kadm.ListedOffset) {
 		at, _ := starts.Lookup(o.Topic, o.Partition)
-		if o.Err != nil || o.Offset <= at.Offset {
+		if o.Offset <= at.Offset {
 			return
 		}
 		open[o.Topic][o.Partition] = o.Offset

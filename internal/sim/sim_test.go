@@ -1,0 +1,37 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strconv"
+	"testing"
+	"testing/synctest"
+)
+
+var (
+	schedules = flag.Int("schedules", env("MILLRACE_SCHEDULES", 100), "number of schedules")
+	firstSeed = flag.Uint64("seed", uint64(env("MILLRACE_SEED", 1)), "seed of the first schedule")
+)
+
+func env(name string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+// TestSchedules runs random schedules, each in a bubble of its own.
+func TestSchedules(t *testing.T) {
+	t.Parallel()
+	for seed := *firstSeed; seed < *firstSeed+uint64(*schedules); seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				if err := Run(t.Context(), Config{Seed: seed}); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}

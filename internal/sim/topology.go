@@ -1,0 +1,88 @@
+package sim
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/millrace/millrace/internal/chaos"
+	"github.com/millrace/millrace/internal/checker"
+	"github.com/millrace/millrace/processors"
+	"github.com/millrace/millrace/serde"
+	"github.com/millrace/millrace/state"
+	"github.com/millrace/millrace/topology"
+)
+
+// Batches is the output of what the simulation adds to the chaos application: a
+// processor that keeps records and forwards them when a wall-clock punctuation
+// says so. Its cycles may move no offset at all.
+const Batches = "chaos.batches"
+
+// topics are the topics of the application, the input first.
+var topics = append(append([]string{}, chaos.Topics...), Batches)
+
+// Topology is the application.
+func Topology() *topology.Builder {
+	b := chaos.Topology()
+	in := topology.Stream(b, chaos.Input, serde.String(), serde.Int64())
+	topology.AddKeyValueStore(b, "pending", serde.String(), serde.Int64())
+	topology.Process(in, "batch", func() processors.Processor[string, int64, string, int64] { return &batcher{} }, topology.Stores("pending")).
+		To(Batches)
+	return b
+}
+
+// batchInterval is how often the batcher forwards what it has.
+const batchInterval = 700 * time.Millisecond
+
+type batcher struct {
+	ctx   *processors.Context[string, int64]
+	store state.KeyValueStore[string, int64]
+}
+
+func (p *batcher) Init(ctx *processors.Context[string, int64]) (err error) {
+	p.ctx = ctx
+	if p.store, err = processors.KeyValueStore[string, int64](ctx, "pending"); err != nil {
+		return err
+	}
+	ctx.Schedule(processors.WallClock, batchInterval, p.flush)
+	return nil
+}
+
+// Process keeps a record. The key of its row sorts the records of a key by value,
+// which is the order of the input.
+func (p *batcher) Process(r processors.Record[string, int64]) error {
+	return p.store.Put(fmt.Sprintf("%s/%09d", r.Key, r.Value), r.Value, r.Timestamp)
+}
+
+func (p *batcher) flush(int64) error {
+	var rows []state.Row[string, int64]
+	for row, err := range p.store.Range(nil, nil) {
+		if err != nil {
+			return err
+		}
+		rows = append(rows, row)
+	}
+	for _, row := range rows {
+		var key string
+		var value int64
+		if _, err := fmt.Sscanf(row.Key, "key-%d/%d", new(int), &value); err != nil {
+			return err
+		}
+		key = row.Key[:len(row.Key)-len("/000000000")]
+		if err := p.ctx.Forward(processors.Record[string, int64]{Key: key, Value: value, Timestamp: row.Timestamp}); err != nil {
+			return err
+		}
+		if err := p.store.Delete(row.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *batcher) Close() error { return nil }
+
+// check compares all outputs with the recomputation.
+func check(logs map[string]checker.Log, prefix bool) *checker.Report {
+	report := chaos.Check(logs, prefix)
+	report.PerKey(Batches, logs[chaos.Input], logs[Batches], prefix)
+	return report
+}
