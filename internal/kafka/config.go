@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -89,8 +90,9 @@ func (c *Config) Validate() []error {
 		errs = append(errs, errors.New("no broker: give at least one host:port"))
 	}
 	for _, b := range c.Brokers {
-		if _, _, err := net.SplitHostPort(b); err != nil {
-			errs = append(errs, fmt.Errorf("broker %q: %w; write it as host:port, without a scheme or path", b, err))
+		host, port, err := net.SplitHostPort(b)
+		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 || host == "" {
+			errs = append(errs, fmt.Errorf("broker %q: write it as host:port, without a scheme or path", b))
 		}
 	}
 	if t := c.TLS; t != nil {
