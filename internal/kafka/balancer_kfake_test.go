@@ -56,7 +56,7 @@ func (o *owners) counts() map[string]int {
 // settled waits until n members share all partitions evenly.
 func (o *owners) settled(n, partitions int) {
 	o.t.Helper()
-	for start := time.Now(); ; time.Sleep(100 * time.Millisecond) { // fake time
+	for start := time.Now(); ; <-time.After(100 * time.Millisecond) { // fake time
 		counts := o.counts()
 		total := 0
 		for _, c := range counts {

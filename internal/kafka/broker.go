@@ -294,7 +294,7 @@ func LeaveGroup(ctx context.Context, cl *kgo.Client, group, instanceID string) e
 		req.Group = group
 		m := kmsg.NewLeaveGroupRequestMember()
 		m.InstanceID = &instanceID
-		m.Reason = kmsg.StringPtr("the instance shuts down")
+		m.Reason = new("the instance shuts down")
 		req.Members = append(req.Members, m)
 		resp, err := req.RequestWith(ctx, cl)
 		if err != nil {

@@ -325,7 +325,7 @@ func metadataTopics(topics []string) []kmsg.MetadataRequestTopic {
 	list := make([]kmsg.MetadataRequestTopic, 0, len(topics))
 	for _, t := range topics {
 		rt := kmsg.NewMetadataRequestTopic()
-		rt.Topic = kmsg.StringPtr(t)
+		rt.Topic = new(t)
 		list = append(list, rt)
 	}
 	return list

@@ -110,8 +110,12 @@ func TestLogAdapter(t *testing.T) {
 		kgo  kgo.LogLevel
 		want int // of the four messages below
 	}{
-		{levelTrace, kgo.LogLevelDebug, 4}, {slog.LevelDebug, kgo.LogLevelInfo, 3}, {slog.LevelInfo, kgo.LogLevelWarn, 2},
-		{slog.LevelWarn, kgo.LogLevelWarn, 2}, {slog.LevelError, kgo.LogLevelError, 1}, {slog.LevelError + 1, kgo.LogLevelNone, 0},
+		{levelTrace, kgo.LogLevelDebug, 4},
+		{slog.LevelDebug, kgo.LogLevelInfo, 3},
+		{slog.LevelInfo, kgo.LogLevelWarn, 2},
+		{slog.LevelWarn, kgo.LogLevelWarn, 2},
+		{slog.LevelError, kgo.LogLevelError, 1},
+		{slog.LevelError + 1, kgo.LogLevelNone, 0},
 	} {
 		var out bytes.Buffer
 		l := slogger{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: tc.at}))}

@@ -3,7 +3,6 @@ package kafka
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -36,7 +35,7 @@ func newBroker(t testing.TB, opts ...kfake.Opt) *fakeBroker {
 	b.conf = Config{
 		Brokers: c.ListenAddrs(),
 		Dialer:  vn.DialContext,
-		Logger:  slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger:  slog.New(slog.DiscardHandler),
 	}
 	if errs := b.conf.Validate(); errs != nil {
 		t.Fatal(errs)

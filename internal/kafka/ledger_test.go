@@ -54,7 +54,16 @@ func at(n int64) map[string]map[int32]Offset {
 	return map[string]map[int32]Offset{"in": {0: {At: n, Epoch: -1}}}
 }
 
-func (m *member) commit(want Outcome, offsets map[string]map[int32]Offset) error {
+// commit is ends without the error.
+func (m *member) commit(want Outcome, offsets map[string]map[int32]Offset) {
+	m.b.t.Helper()
+	if err := m.ends(want, offsets); (err == nil) != (want == Committed) {
+		m.b.t.Fatal(err)
+	}
+}
+
+// ends commits and expects an outcome.
+func (m *member) ends(want Outcome, offsets map[string]map[int32]Offset) error {
 	m.b.t.Helper()
 	out, err := m.ledger.Commit(m.b.t.Context(), m.fence, offsets)
 	if out != want || (err == nil) != (want == Committed) {
@@ -176,7 +185,7 @@ func TestLedgerLateGenerationIsFenced(t *testing.T) {
 		for late.Generation == before.Generation {
 			late = <-m.joined
 		}
-		if err := m.commit(Fenced, at(5)); !errors.Is(err, kerr.IllegalGeneration) {
+		if err := m.ends(Fenced, at(5)); !errors.Is(err, kerr.IllegalGeneration) {
 			t.Fatal(err)
 		}
 		mustEqual(t, "visible", len(b.committed("out", 0)), 0)
@@ -207,7 +216,7 @@ func TestLedgerUnchangedOffsetsFence(t *testing.T) {
 			t.Fatal(out, err)
 		}
 		m.produce("unfenced")
-		if err := m.commit(Aborted, nil); !errors.Is(err, ErrNoOffsets) {
+		if err := m.ends(Aborted, nil); !errors.Is(err, ErrNoOffsets) {
 			t.Fatal(err)
 		}
 		mustEqualSlices(t, "visible", b.committed("out", 0), []string{"first"})
@@ -240,7 +249,7 @@ func TestLedgerAppliedThenErrorIsUnknown(t *testing.T) {
 				mustEqual(t, "answers falsified", tm.hits.Load(), 1)
 				// Nothing is possible with this client any more.
 				m.produce("late")
-				if err := m.commit(Unknown, at(2)); !errors.Is(err, ErrLedgerDead) {
+				if err := m.ends(Unknown, at(2)); !errors.Is(err, ErrLedgerDead) {
 					t.Fatal(err)
 				}
 				if out, err := m.ledger.Abort(t.Context()); out != Unknown || !errors.Is(err, ErrLedgerDead) {
@@ -273,7 +282,7 @@ func TestLedgerNeverCommitsAfterFailedProduce(t *testing.T) {
 		}
 		mustEqual(t, "faults", fault.Hits(), 1)
 		m.produce("good")
-		err := m.commit(Aborted, at(1))
+		err := m.ends(Aborted, at(1))
 		var pe *ProduceError
 		if !errors.As(err, &pe) || len(pe.Failures) != 1 || string(pe.Failures[0].Record.Value) != "bad" || !IsRecordError(err) {
 			t.Fatalf("%v", err)
@@ -313,7 +322,7 @@ func TestLedgerRetriesAMovingCoordinator(t *testing.T) {
 				f = b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Group: "app", Err: code, Count: -1})
 				start := time.Now()
 				m.produce("b")
-				if err := m.commit(Aborted, at(2)); !errors.Is(err, code) {
+				if err := m.ends(Aborted, at(2)); !errors.Is(err, code) {
 					t.Fatal(err)
 				}
 				if d := time.Since(start); d > TransactionTimeout {
@@ -334,8 +343,13 @@ func TestLedgerOffsetCommitErrors(t *testing.T) {
 		code *kerr.Error
 		want Outcome
 	}{
-		{kerr.UnknownMemberID, Fenced}, {kerr.IllegalGeneration, Fenced}, {kerr.FencedInstanceID, Fenced}, {kerr.RebalanceInProgress, Fenced},
-		{kerr.GroupAuthorizationFailed, Aborted}, {kerr.TransactionAbortable, Aborted}, {kerr.UnknownServerError, Aborted},
+		{kerr.UnknownMemberID, Fenced},
+		{kerr.IllegalGeneration, Fenced},
+		{kerr.FencedInstanceID, Fenced},
+		{kerr.RebalanceInProgress, Fenced},
+		{kerr.GroupAuthorizationFailed, Aborted},
+		{kerr.TransactionAbortable, Aborted},
+		{kerr.UnknownServerError, Aborted},
 	} {
 		t.Run(tc.code.Message, func(t *testing.T) {
 			eachTxnVersion(t, func(t *testing.T, b *fakeBroker, info BrokerInfo) {
@@ -343,7 +357,7 @@ func TestLedgerOffsetCommitErrors(t *testing.T) {
 				defer m.close()
 				b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Group: "app", Err: tc.code})
 				m.produce("a")
-				if err := m.commit(tc.want, at(1)); !errors.Is(err, tc.code) {
+				if err := m.ends(tc.want, at(1)); !errors.Is(err, tc.code) {
 					t.Fatal(err)
 				}
 				m.produce("b")
@@ -368,7 +382,7 @@ func TestLedgerFencedProducer(t *testing.T) {
 		if _, _, err := copied.ProducerID(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := m.commit(Unknown, at(1)); !IsFencedByOther(err) {
+		if err := m.ends(Unknown, at(1)); !IsFencedByOther(err) {
 			t.Fatal(err)
 		}
 		mustEqual(t, "visible", len(b.committed("out", 0)), 0)
@@ -430,7 +444,7 @@ func TestLedgerSetsTopicIDs(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.produce("b")
-		err := m.commit(Aborted, at(5))
+		err := m.ends(Aborted, at(5))
 		if !errors.Is(err, kerr.UnknownTopicID) || !strings.Contains(err.Error(), "in/0") {
 			t.Fatal(err)
 		}

@@ -227,7 +227,8 @@ type collector struct {
 
 func (c *collector) sub(topic string, p int32, from, target int64) Subscription {
 	c.failed = make(chan error, 1)
-	return Subscription{Topic: topic, Partition: p, Offset: from, Target: target,
+	return Subscription{
+		Topic: topic, Partition: p, Offset: from, Target: target,
 		Deliver: func(b Batch) error {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -249,7 +250,7 @@ func (c *collector) got() (string, Batch) {
 
 func (c *collector) want(t *testing.T, values string, position int64) {
 	t.Helper()
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) { // fake time
+	for start := time.Now(); ; <-time.After(10 * time.Millisecond) { // fake time
 		got, last := c.got()
 		if got == values && last.Position == position && last.TopicID != [16]byte{} {
 			return

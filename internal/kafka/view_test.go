@@ -112,7 +112,7 @@ func TestViewRecoversBehindMarkers(t *testing.T) {
 		}
 		// It follows, markers included.
 		b.keyed("x", kgo.TryCommit, "a=uno", "f=6")
-		for start := time.Now(); ; time.Sleep(10 * time.Millisecond) { // fake time
+		for start := time.Now(); ; <-time.After(10 * time.Millisecond) { // fake time
 			if got, _ := v.Get("a"); got == "uno" {
 				break
 			}
@@ -179,7 +179,7 @@ func TestViewOfEmptyAndMissingTopics(t *testing.T) {
 			t.Fatal(err)
 		}
 		for v.src.CaughtUp(t.Context()) == nil {
-			time.Sleep(time.Second) // fake time
+			<-time.After(time.Second) // fake time
 		}
 		if err := v.src.CaughtUp(t.Context()); !errors.Is(err, ErrTopicGone) {
 			t.Fatal(err)
