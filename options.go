@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millrace/millrace/internal/engine"
+	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/processors"
 )
 
@@ -31,6 +32,35 @@ func StateDir(dir string) Option {
 // certificates in cfg make it mutual.
 func TLS(cfg *tls.Config) Option {
 	return func(c *engine.Config) { c.Kafka.TLS = cfg }
+}
+
+// A Secret is a password or token. However it is printed, logged or encoded, it
+// reads ***.
+type Secret = kafka.Secret
+
+// NewSecret hides s.
+func NewSecret(s string) Secret { return kafka.NewSecret(s) }
+
+// Credentials are what a SASL mechanism sends: user and password, or a token
+// alone for OAUTHBEARER.
+type Credentials = kafka.Credentials
+
+// The SASL mechanisms. Plain and OAuthBearer send the secret readable and are
+// refused without [TLS].
+const (
+	Plain       = kafka.Plain
+	ScramSHA256 = kafka.ScramSHA256
+	ScramSHA512 = kafka.ScramSHA512
+	OAuthBearer = kafka.OAuthBearer
+)
+
+// SASL authenticates the connections to the brokers. credentials is asked for
+// every new connection, so that they can change while the program runs; it must be
+// safe for concurrent use.
+func SASL(mechanism string, credentials func(context.Context) (Credentials, error)) Option {
+	return func(c *engine.Config) {
+		c.Kafka.SASL = &kafka.SASL{Mechanism: mechanism, Credentials: credentials}
+	}
 }
 
 // Dialer replaces the network dialer of the Kafka clients, for tests and proxies.

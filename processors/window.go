@@ -69,6 +69,15 @@ func (s windowedSerde[K]) Decode(data []byte) (w Windowed[K], err error) {
 	return Windowed[K]{key, start, end}, err
 }
 
+// InnerSerde returns the serde of the keys within a serde made by [WindowedSerde],
+// nil for any other.
+func InnerSerde[K any](windowed serde.Serde[Windowed[K]]) serde.Serde[K] {
+	if w, ok := windowed.(windowedSerde[K]); ok {
+		return w.keys
+	}
+	return nil
+}
+
 func (s windowedSerde[K]) Name() string {
 	return fmt.Sprintf("windowed(%s,%s)", s.keys.Name(), s.size)
 }

@@ -53,13 +53,13 @@ func (t *task) TopicID(topic string) string {
 func (t *task) MaxRowBytes() int { return t.inst.cfg.MaxRowBytes }
 
 // startCalls starts what the committed cycle dispatched and forgets what it
-// retired.
+// retired, in this order: a cycle may ask for an entry and end it.
 func (t *task) startCalls() {
-	for _, r := range t.retired {
-		t.inst.calls.Retire(t.id, r.step, r.entry)
-	}
 	for _, c := range t.calls {
 		t.inst.calls.Start(t.id, t.sub.LoopTopic, c)
+	}
+	for _, r := range t.retired {
+		t.inst.calls.Retire(t.id, r.step, r.entry)
 	}
 }
 

@@ -92,10 +92,10 @@ func (s *session) commit() error {
 		if err := t.part.Err(); err != nil {
 			return fmt.Errorf("%w: task %s: %w", errReopen, t.id, err)
 		}
+		t.offsets(offsets) // first: a strict step writes the position it holds
 		if t.took {
 			t.logChanges()
 		}
-		t.offsets(offsets)
 	}
 	outcome, err := s.ledger.Commit(context.WithoutCancel(s.ctx), fence, offsets)
 	s.began, s.lastCommit = false, time.Now()

@@ -36,6 +36,7 @@ type session struct {
 	// produced is committed or aborted, never given up.
 	ledger     *kafka.Ledger
 	produceCtx context.Context
+	cancel     context.CancelFunc // ends the client
 
 	mu       sync.Mutex
 	fence    kafka.Fence
@@ -77,12 +78,16 @@ func (w *worker) open(ctx context.Context) (*session, error) {
 		Topics: w.topics(), Balancer: w.balancer, BatchBytes: w.inst.batchBytes,
 		OnAssigned: s.onAssigned, OnRevoked: s.onRevoked, OnLost: s.onRevoked, AdjustOffsets: s.onOffsets,
 	})
-	cl, err := kgo.NewClient(append(opts, kgo.KeepControlRecords())...)
+	var clientCtx context.Context
+	clientCtx, s.cancel = context.WithCancel(s.produceCtx)
+	cl, err := kgo.NewClient(append(opts, kgo.KeepControlRecords(), kgo.WithContext(clientCtx))...)
 	if err != nil {
+		s.cancel()
 		return nil, fmt.Errorf("kafka client of group %q: %w", w.group, err)
 	}
 	s.cl = cl
 	if s.ledger, err = kafka.NewLedger(ctx, cl, w.inst.broker); err != nil {
+		s.cancel()
 		cl.Close()
 		return nil, err
 	}
@@ -393,10 +398,12 @@ func (s *session) close(leave bool) {
 	if leave {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 5*time.Second)
 		defer cancel()
-		if err := kafka.LeaveGroup(ctx, s.cl, s.w.group, s.w.instanceID); err != nil {
+		if err := kafka.LeaveGroup(ctx, s.w.inst.plain, s.w.group, s.w.instanceID); err != nil {
 			s.log.Warn("leaving the group", "error", err)
 		}
 	}
+	// Without this the client waits for the answer to a join that is under way.
+	s.cancel()
 	s.cl.CloseAllowingRebalance()
 }
 
