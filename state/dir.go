@@ -73,7 +73,13 @@ func lockDir(path string, opts []DirOption) (*Dir, error) {
 	for _, o := range opts {
 		o.applyDir(&d.cfg)
 	}
-	if err := d.cfg.fs.MkdirAll(path, 0o700); err != nil {
+	_, missing := d.cfg.fs.Stat(path)
+	err := d.cfg.fs.MkdirAll(path, 0o700)
+	if err == nil && missing != nil {
+		// Without its own entry all that is synced in it is lost with the power.
+		err = syncDir(d.cfg.fs, d.cfg.fs.PathDir(path))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("state directory %s: %w", path, err)
 	}
 	if d.cfg.fs == vfs.Default {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"io"
 	"slices"
 	"strings"
@@ -89,6 +90,37 @@ func (n *node) identity() string {
 		return ""
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// bury removes members whose instance does not exist any more. The cluster forgets
+// to end the session of a member that it answered over a connection that was gone;
+// a real broker ends every session.
+func (r *run) bury(ctx context.Context) {
+	alive := map[string]bool{}
+	for _, n := range r.nodes {
+		alive[n.identity()] = true
+	}
+	for _, group := range groups {
+		info := r.cluster.GroupInfo(group)
+		if info == nil {
+			continue
+		}
+		for _, m := range info.Members {
+			id := strings.TrimPrefix(*m.InstanceID, group+"-")
+			if id = id[:strings.LastIndexByte(id, '-')]; alive[id] {
+				continue
+			}
+			r.trace.add("member %s of group %s is buried", *m.InstanceID, group)
+			req := kmsg.NewPtrLeaveGroupRequest()
+			req.Group = group
+			member := kmsg.NewLeaveGroupRequestMember()
+			member.InstanceID = m.InstanceID
+			req.Members = append(req.Members, member)
+			if _, err := req.RequestWith(ctx, r.cl); err != nil {
+				r.trace.add("burying: %v", err)
+			}
+		}
+	}
 }
 
 // faultsOver ends the faults that brokers have.

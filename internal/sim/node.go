@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 )
 
 // stateDir is the state directory on every instance's file system.
-const stateDir = "state"
+const stateDir = "/state"
 
 // A node is an instance of the application with its disk and its network.
 type node struct {
@@ -53,7 +54,10 @@ func (n *node) start() {
 	cfg := engine.Config{
 		Topology: built, StateDir: stateDir, FS: n.fs, Workers: 1, HandoverWait: 2 * time.Second,
 		Kafka:  kafka.Config{Brokers: n.r.cluster.ListenAddrs(), Dialer: n.link.DialContext},
-		Logger: n.r.trace.logger(n.name),
+		Logger: n.r.trace.logger(n.name, slog.LevelInfo),
+	}
+	if n.r.Verbose {
+		cfg.Kafka.Logger = n.r.trace.logger(n.name+" kgo", slog.LevelDebug)
 	}
 	if n.r.Tweak != nil {
 		n.r.Tweak(&cfg)

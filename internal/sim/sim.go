@@ -28,6 +28,7 @@ import (
 	"github.com/millrace/millrace/internal/chaos"
 	"github.com/millrace/millrace/internal/checker"
 	"github.com/millrace/millrace/internal/engine"
+	"github.com/millrace/millrace/internal/kafka"
 )
 
 // Config describes a run. The zero value of all but Seed stands for a default.
@@ -40,6 +41,8 @@ type Config struct {
 	Faults     int   // default 4 to 15, by seed
 	// Mix weighs the kinds of faults; default [Everything].
 	Mix Mix
+	// Verbose has the trace tell what the Kafka clients do.
+	Verbose bool
 	// Tweak may change the configuration of every instance.
 	Tweak func(*engine.Config)
 }
@@ -225,12 +228,16 @@ func (r *run) heal() {
 
 // finish waits until every output is what it must be.
 func (r *run) finish(ctx context.Context) error {
-	deadline := time.Now().Add(patience)
+	healed := time.Now()
+	deadline := healed.Add(patience)
 	for wait := time.Second; ; wait = min(2*wait, 20*time.Second) {
 		if err := pause(ctx, wait); err != nil {
 			return err
 		}
 		r.revive()
+		if time.Since(healed) > kafka.SessionTimeout {
+			r.bury(ctx)
+		}
 		logs, err := r.read(ctx, topics...)
 		if err != nil {
 			return err
@@ -249,9 +256,17 @@ func (r *run) finish(ctx context.Context) error {
 	}
 }
 
-// tasks says what the tasks of all instances do.
+// tasks says what the tasks of all instances do, and what the groups know of them.
 func (r *run) tasks() string {
 	var b strings.Builder
+	for _, group := range groups {
+		if g := r.cluster.GroupInfo(group); g != nil {
+			fmt.Fprintf(&b, "group %s is %s, generation %d\n", group, g.State, g.Epoch)
+			for _, m := range g.Members {
+				fmt.Fprintf(&b, "  %s: %v\n", m.MemberID, m.Assignment)
+			}
+		}
+	}
 	for _, n := range r.nodes {
 		for _, t := range n.inst.Tasks() {
 			fmt.Fprintf(&b, "%s: task %s is %s, lag %d, pending %d: %v\n", n.name, t.Task, t.State, t.Lag, t.Pending, t.Err)
@@ -327,9 +342,9 @@ func (t *trace) String() string {
 }
 
 // logger writes what an instance logs into the trace.
-func (t *trace) logger(name string) *slog.Logger {
+func (t *trace) logger(name string, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(traceWriter{t, name}, &slog.HandlerOptions{
-		Level: slog.LevelInfo,
+		Level: level,
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey {
 				return slog.Attr{}

@@ -11,6 +11,7 @@ import (
 
 var (
 	schedules = flag.Int("schedules", env("MILLRACE_SCHEDULES", 100), "number of schedules")
+	verbose   = flag.Bool("clients", false, "trace the Kafka clients too")
 	firstSeed = flag.Uint64("seed", uint64(env("MILLRACE_SEED", 1)), "seed of the first schedule")
 )
 
@@ -28,7 +29,7 @@ func TestSchedules(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				if err := Run(t.Context(), Config{Seed: seed}); err != nil {
+				if err := Run(t.Context(), Config{Seed: seed, Verbose: *verbose}); err != nil {
 					t.Fatal(err)
 				}
 			})

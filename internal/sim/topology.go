@@ -20,6 +20,9 @@ const Batches = "chaos.batches"
 // topics are the topics of the application, the input first.
 var topics = append(append([]string{}, chaos.Topics...), Batches)
 
+// groups are the application's Kafka groups.
+var groups = []string{"chaos", "chaos.lookup"}
+
 // Topology is the application.
 func Topology() *topology.Builder {
 	b := chaos.Topology()
