@@ -83,14 +83,13 @@ func sourceRecord(topic string, l reviews.Line) (*kgo.Record, error) {
 		Topic: topic, Value: l.Raw, Timestamp: l.Time(),
 		Headers: []kgo.RecordHeader{{Key: audit.HeaderLine, Value: fmt.Append(nil, l.Number)}},
 	}
-	if l.Err != nil {
-		return r, nil
+	if l.Err == nil {
+		value, err := json.Marshal(l.Event)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", l.Number, err)
+		}
+		r.Key, r.Value = []byte(l.Event.Review), value
 	}
-	value, err := json.Marshal(l.Event)
-	if err != nil {
-		return nil, fmt.Errorf("line %d: %w", l.Number, err)
-	}
-	r.Key, r.Value = []byte(l.Event.Review), value
 	return r, nil
 }
 

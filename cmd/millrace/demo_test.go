@@ -214,7 +214,7 @@ func TestModelServerCommand(t *testing.T) {
 	done := make(chan int, 1)
 	go func() {
 		done <- dispatch(ctx, []string{"model-server", "--addr", "127.0.0.1:0", "--latency", "1ms"}, stdio{nil, w, os.Stderr})
-		w.Close()
+		_ = w.Close() // it never fails
 	}()
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil || !strings.Contains(line, "classical sentiment model") {

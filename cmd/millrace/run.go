@@ -197,12 +197,22 @@ func (d *demo) worker(n int) workerConfig {
 
 // run runs everything until all events have an outcome, or ctx ends, or
 // something fails.
-func (d *demo) run(ctx context.Context, out io.Writer) error {
+func (d *demo) run(ctx context.Context, out io.Writer) (err error) {
 	// The audit outlives the rest: it reads what the worker leaves behind.
 	reading, stopReading := context.WithCancel(context.WithoutCancel(ctx))
-	read := make(chan error, 1)
-	go func() { read <- d.audit.Run(reading) }()
-	defer func() { stopReading(); <-read }()
+	var readErr error
+	readDone := make(chan struct{})
+	go func() { // ends with reading
+		defer close(readDone)
+		readErr = d.audit.Run(reading)
+	}()
+	defer func() {
+		stopReading()
+		<-readDone
+		if !errors.Is(err, readErr) {
+			err = errors.Join(err, readErr)
+		}
+	}()
 
 	g, gctx := errgroup.WithContext(ctx)
 	if d.home.continued {
@@ -217,9 +227,8 @@ func (d *demo) run(ctx context.Context, out io.Writer) error {
 	stop, stopped := context.WithCancel(gctx)
 	g.Go(func() error { // the audit's failure ends the run
 		select {
-		case err := <-read:
-			read <- err
-			return err
+		case <-readDone:
+			return readErr
 		case <-stop.Done():
 			return nil
 		}
@@ -231,7 +240,7 @@ func (d *demo) run(ctx context.Context, out io.Writer) error {
 		defer stopped()
 		return d.await(gctx, out)
 	})
-	err := g.Wait()
+	err = g.Wait()
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		err = fmt.Errorf("%w before all events had an outcome", errInterrupted)
 		if d.opts.dir != "" {

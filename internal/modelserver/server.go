@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -172,8 +173,7 @@ type responseFormat struct {
 
 // text is the last user message: a string, or parts of which the text counts.
 func (q *request) text() (string, bool) {
-	for i := len(q.Messages) - 1; i >= 0; i-- {
-		m := q.Messages[i]
+	for _, m := range slices.Backward(q.Messages) {
 		if m.Role != "user" {
 			continue
 		}

@@ -167,7 +167,7 @@ func TestRoutes(t *testing.T) {
 	if err != nil || resp.StatusCode != http.StatusNoContent {
 		t.Fatal(resp, err)
 	}
-	resp.Body.Close()
+	defer resp.Body.Close()
 	s.Ledger().Begin(CallID{Entry: "e", Owner: "w2"})
 	get("/stats", 200, `"interrupted":1`)
 }
@@ -346,8 +346,10 @@ func TestProxy(t *testing.T) {
 		if err != nil || resp.StatusCode != 200 {
 			t.Fatal(resp, err)
 		}
-		_, _ = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
+		_, err = io.Copy(io.Discard, resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if got := ledger.Stats(); got.Calls != 3 || got.Refused != 1 || got.Answered != 2 || got.PaidTwice != 1 || got.Unlabeled != 0 {
 		t.Errorf("stats %+v", got)

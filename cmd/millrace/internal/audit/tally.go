@@ -193,9 +193,9 @@ func (a *Audit) PerProduct() []ProductCount {
 }
 
 func header(r *kgo.Record, key string) string {
-	for i := len(r.Headers) - 1; i >= 0; i-- { // the last one counts
-		if r.Headers[i].Key == key {
-			return string(r.Headers[i].Value)
+	for _, h := range slices.Backward(r.Headers) { // the last one counts
+		if h.Key == key {
+			return string(h.Value)
 		}
 	}
 	return ""
