@@ -190,8 +190,8 @@ func (d *demo) moment(ctx context.Context, kill int, dice *rand.Rand) {
 	}
 }
 
-// mayKill returns how many events may be sent before the given number of kills
-// is done: the next kill but one waits for its events.
+// maySend returns how many events may be sent while the given number of kills
+// is done: those of the kill after the next have to wait for the next.
 func (d *demo) maySend(kills int) int {
 	if kills+1 < len(d.plan) {
 		return d.plan[kills+1]
