@@ -158,19 +158,8 @@ func deadLetter(e *millracev1.Entry, step string, class Class, attempts int32, m
 	if rec == nil {
 		rec = e.Event
 	}
-	headers := fromProtoHeaders(rec.Headers)
-	for _, h := range [...][2]string{
-		{"millrace.topic", src.Topic},
-		{"millrace.partition", strconv.Itoa(int(src.Partition))},
-		{"millrace.offset", strconv.FormatInt(src.Offset, 10)},
-		{"millrace.timestamp", strconv.FormatInt(rec.Timestamp, 10)},
-		{"millrace.step", step},
-		{"millrace.class", string(class)},
-		{"millrace.message", message},
-		{"millrace.attempts", strconv.Itoa(int(attempts))},
-	} {
-		headers = append(headers, Header{Key: h[0], Value: []byte(h[1])})
-	}
+	raw := Raw{Topic: src.Topic, Partition: src.Partition, Offset: src.Offset, Timestamp: rec.Timestamp, Headers: fromProtoHeaders(rec.Headers)}
+	headers := append(DeadLetterHeaders(&raw, step, class, message), Header{Key: "millrace.attempts", Value: []byte(strconv.Itoa(int(attempts)))})
 	// The broker refuses timestamps of the future: the original is in the header.
 	return Raw{Key: rec.Key, Value: rec.Value, Timestamp: min(max(rec.Timestamp, 0), now.UnixMilli()), Headers: headers}
 }

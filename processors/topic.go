@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/millrace/millrace/serde"
+	"github.com/millrace/millrace/state"
 )
 
 // An Origin says how [Decode] reads a topic.
@@ -73,8 +74,20 @@ type Destination[K, V any] struct {
 	Partition func(topic string, r Record[K, V]) (int32, error)
 	Key       serde.Serde[K]
 	Value     serde.Serde[V]
+	// PartitionKey, if not nil, returns the part of an encoded key that decides the
+	// partition where nothing else does; Partitions is set with it and returns the
+	// partition count of a topic.
+	PartitionKey func(key []byte) []byte
+	Partitions   func(topic string) (int32, error)
 	// Validate, if not nil, checks values before they are produced.
 	Validate func(V) error
+}
+
+// A PartitionKeyer is a serde of keys of which only a part decides the
+// partition: the key without its window.
+type PartitionKeyer interface {
+	// PartitionKey returns that part of an encoded key.
+	PartitionKey(key []byte) []byte
 }
 
 // Encode returns the operator at a sink: it encodes records and produces them
@@ -119,6 +132,13 @@ func (e *encoder[K, V]) produce(r *Record[K, V]) (err error) {
 	raw, err := e.encode(r)
 	if err != nil {
 		return err
+	}
+	if partition < 0 && raw.Key != nil && e.PartitionKey != nil {
+		n, err := e.Partitions(topic)
+		if err != nil {
+			return err
+		}
+		partition = state.PartitionOf(e.PartitionKey(raw.Key), n)
 	}
 	return e.t.Produce(topic, partition, raw)
 }

@@ -78,6 +78,10 @@ func InnerSerde[K any](windowed serde.Serde[Windowed[K]]) serde.Serde[K] {
 	return nil
 }
 
+// PartitionKey implements [PartitionKeyer]: windows of one key share its
+// partition.
+func (s windowedSerde[K]) PartitionKey(key []byte) []byte { return key[:max(0, len(key)-8)] }
+
 func (s windowedSerde[K]) Name() string {
 	return fmt.Sprintf("windowed(%s,%s)", s.keys.Name(), s.size)
 }

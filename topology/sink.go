@@ -28,7 +28,7 @@ func (f sinkOption) sink(o *sinkOptions) { f(o) }
 // PartitionBy sets the function that chooses the partition of each record out of
 // n. A negative result leaves the choice to the key; a result of n or more is an
 // error of the record. Default: Kafka's murmur2 of the key, and any partition
-// for a null key.
+// for a null key. Of a windowed key only the key counts, not the window.
 func PartitionBy[K, V any](partition func(key K, value V, n int32) int32) SinkOption {
 	return sinkOption(func(o *sinkOptions) { o.partition = partition })
 }
@@ -107,11 +107,19 @@ func writer[K, V any](b *Builder, n *node, what string, d processors.Destination
 	return func(t processors.Task, _ [][]any) ([]any, error) {
 		d := d
 		d.Step = n.name
+		keyer, ok := d.Key.(processors.PartitionKeyer)
+		if ok && n.kind == kindSink {
+			d.PartitionKey = keyer.PartitionKey
+		}
+		if choose == nil && d.PartitionKey == nil {
+			return []any{processors.Encode(t, d)}, nil
+		}
+		counts, ok := t.(processors.PartitionCounter)
+		if !ok {
+			return nil, fmt.Errorf("step %q: the task does not know partition counts, which partitioning needs", n.name)
+		}
+		d.Partitions = counts.Partitions
 		if choose != nil {
-			counts, ok := t.(processors.PartitionCounter)
-			if !ok {
-				return nil, fmt.Errorf("step %q: the task does not know partition counts, which PartitionBy needs", n.name)
-			}
 			d.Partition = func(topic string, r processors.Record[K, V]) (int32, error) {
 				count, err := counts.Partitions(topic)
 				if err != nil {

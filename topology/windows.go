@@ -16,8 +16,8 @@ type Windowed[K any] = processors.Windowed[K]
 // the key's encoding, then the window's start as 8 bytes big-endian. The end is
 // not written; size gives it back.
 //
-// A sink partitions by the whole encoding; Kafka Streams does by the key alone,
-// for which there is [PartitionBy].
+// A sink partitions by the key alone, so that all windows of a key are in the
+// partition of the key; a repartition topic by the whole encoding.
 func WindowedSerde[K any](key serde.Serde[K], size time.Duration) serde.Serde[Windowed[K]] {
 	return processors.WindowedSerde(key, size)
 }

@@ -231,18 +231,7 @@ func (t *task) resolve(rec *processors.Raw, err error) bool {
 
 // deadLetter is the dead letter of a record, as the engine writes it.
 func deadLetter(rec *processors.Raw, e *processors.Error) processors.Raw {
-	headers := slices.Clone(rec.Headers)
-	for _, h := range [...][2]string{
-		{"millrace.topic", rec.Topic},
-		{"millrace.partition", strconv.Itoa(int(rec.Partition))},
-		{"millrace.offset", strconv.FormatInt(rec.Offset, 10)},
-		{"millrace.timestamp", strconv.FormatInt(rec.Timestamp, 10)},
-		{"millrace.step", e.Step},
-		{"millrace.class", string(e.Class)},
-		{"millrace.message", e.Err.Error()},
-	} {
-		headers = append(headers, processors.Header{Key: h[0], Value: []byte(h[1])})
-	}
+	headers := processors.DeadLetterHeaders(rec, e.Step, e.Class, processors.ErrorText(e.Err))
 	return processors.Raw{Key: rec.Key, Value: rec.Value, Headers: headers, Timestamp: max(rec.Timestamp, 0)}
 }
 
