@@ -41,7 +41,7 @@ func Regroup[K, V, K2, V2 any](step string, choose func(K, V) (K2, V2, error), k
 				return Fail(ClassProduce, step, err)
 			}
 			if bytes.Equal(a, b) {
-				return next(withValue(r, newKey, Change[V2]{old, v, true, true}, r.Timestamp))
+				return next(withValue(r, newKey, Change[V2]{Old: old, New: v, HasOld: true, HasNew: true}, r.Timestamp))
 			}
 		}
 		if hasOld {

@@ -17,22 +17,21 @@ func (k JoinKind) String() string {
 	return [...]string{"inner", "left", "outer"}[k]
 }
 
-// StreamTableJoin joins the records of a stream with the current row of a table.
-// Only stream records produce output; its timestamp and headers are theirs. key
-// returns the table key of a record, and false if it has none.
+// StreamTableJoin joins the records of a stream with rows of a table: the row
+// that the table had at the record's timestamp, or the current one. Only stream
+// records produce output; its timestamp and headers are theirs. key returns the
+// table key of a record, and false if it has none.
 //
 // A record without a value is dropped ("null-value"). One without a table key is
 // dropped ("null-key") by an inner join, and joined with no row by a left join.
-// A nil result is forwarded as a record without a value.
+// A nil result is forwarded as a record without a value. delay, if not nil, holds
+// back the records that are not dropped, as [Delay] does.
 func StreamTableJoin[K, V, KT, T, R any](t Task, step string, kind JoinKind, key func(Record[K, V]) (KT, bool),
-	table Lookup[KT, T], join func(key K, value V, row T, ok bool) (R, error), next Forward[K, R],
+	table VersionLookup[KT, T], join func(key K, value V, row T, ok bool) (R, error),
+	delay func(next Forward[K, V]) Forward[K, V], next Forward[K, R],
 ) Forward[K, V] {
 	null := NullCheck[R]()
-	return func(r Record[K, V]) error {
-		if r.NoValue {
-			t.Drop(step, "null-value")
-			return nil
-		}
+	joined := func(r Record[K, V]) error {
 		k, ok := key(r)
 		if !ok && kind == InnerJoin {
 			t.Drop(step, "null-key")
@@ -41,7 +40,7 @@ func StreamTableJoin[K, V, KT, T, R any](t Task, step string, kind JoinKind, key
 		var row T
 		if ok {
 			var err error
-			if row, _, ok, err = table(k); err != nil {
+			if row, _, ok, err = table(k, r.Timestamp); err != nil {
 				return Fail(ClassState, step, err)
 			}
 		}
@@ -53,6 +52,23 @@ func StreamTableJoin[K, V, KT, T, R any](t Task, step string, kind JoinKind, key
 			return err
 		}
 		return next(WithValue(r, v, null(v)))
+	}
+	accepted := joined
+	if delay != nil {
+		delayed := delay(joined)
+		accepted = func(r Record[K, V]) error {
+			if _, ok := key(r); !ok && kind == InnerJoin {
+				return joined(r) // which drops it
+			}
+			return delayed(r)
+		}
+	}
+	return func(r Record[K, V]) error {
+		if r.NoValue {
+			t.Drop(step, "null-value")
+			return nil
+		}
+		return accepted(r)
 	}
 }
 

@@ -48,6 +48,9 @@ type Forward[K, V any] func(Record[K, V]) error
 type Change[V any] struct {
 	Old, New       V
 	HasOld, HasNew bool
+	// Past says that a versioned table got a version older than the row, which
+	// stays as it is: New is that version, Old the row.
+	Past bool
 }
 
 // Fanout forwards to every child in order, in the order in which they were

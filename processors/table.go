@@ -84,7 +84,7 @@ func (m RowMap[K, V, W]) row(key K, v V, ok bool) (w W, _ bool, err error) {
 // was not there before and is not now is not forwarded.
 func TableFilterMap[K, V, W any](m RowMap[K, V, W], quiet bool, next Forward[K, Change[W]]) Forward[K, Change[V]] {
 	return func(r Record[K, Change[V]]) error {
-		var c Change[W]
+		c := Change[W]{Past: r.Value.Past}
 		var err error
 		if c.New, c.HasNew, err = m.row(r.Key, r.Value.New, r.Value.HasNew); err != nil {
 			return err

@@ -42,6 +42,19 @@ func TestStatefulGolden(t *testing.T) {
 			l := rows(b, "l").Filter(func(string, string) bool { return true })
 			TableJoin(l, rows(b, "r"), "j", s, concat).ToStream().To("out")
 		}},
+		{"joins with tables that have a history", func(b *Builder) {
+			rows := Table(b, "t", "t-rows", s, s, Versioned(time.Hour))
+			Join(in(b), rows, concat, Named("j"), Grace(time.Minute)).To("out")
+			TableGroupBy(rows, "g", func(k, v string) (string, string) { return v, k }).Count("n").ToStream().To("counts")
+		}},
+		{"histories and graces that cannot be", func(b *Builder) {
+			Table(b, "odd", "odd", s, s, Versioned(time.Microsecond))
+			Join(in(b), rows(b, "plain"), concat, Named("plain-grace"), Grace(0))
+			past := in(b).ToTable("past", Versioned(time.Second))
+			Join(in(b), past, concat, Grace(time.Second))
+			Join(in(b), past, concat, Named("long"), Grace(time.Minute))
+			Join(in(b), past, concat, Named("micro"), Grace(time.Microsecond))
+		}},
 		{"windows without grace and of odd sizes", func(b *Builder) {
 			Count(in(b).GroupByKey(), "none", Tumbling(time.Second))
 			Count(in(b).GroupByKey(), "odd", Hopping(time.Second, time.Minute, Grace(-1), Retention(time.Millisecond)))

@@ -180,9 +180,9 @@ func TableGroupBy[K, V, KR, VR any](t *KTable[K, V], name string, choose func(K,
 		return &KGroupedTable[KR, VR]{changes: &KStream[KR, processors.Change[VR]]{b: t.b, from: t.from}, broken: true}
 	}
 	n := &node{kind: kindStateless, op: "table-group-by"}
-	n.start = func(_ processors.Task, out [][]any) ([]any, error) {
+	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		next := forwards[KR, processors.Change[VR]](out[0])
-		return []any{processors.Guard(n.name, processors.Regroup(name, noErrorKV(choose), key, next))}, nil
+		return []any{processors.Guard(n.name, latestOnly(t, task, name, processors.Regroup(name, noErrorKV(choose), key, next)))}, nil
 	}
 	s := &KStream[KR, processors.Change[VR]]{b: t.b, from: port{n: t.b.addNode(n, t.from)}, key: key, value: processors.ChangeSerde(value), changed: true}
 	return &KGroupedTable[KR, VR]{changes: repartitioned(s, name, false), value: value}

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
@@ -19,11 +20,18 @@ import (
 //
 // The table's row is the last one the task has read, whatever its timestamp:
 // records of both topics are read in the order of their timestamps as far as the
-// task has them. Stream and table must have the same number of partitions and
+// task has them. Of a table with history ([Versioned]) it is the row as of the
+// record's timestamp. With [Grace], such a join holds every record back, in the
+// store named by [Named], until a record of the stream is newer by the grace, then
+// joins it as of its own timestamp; records come out in the order of their
+// timestamps, and one that is late already is joined at once. Records that are
+// dropped and updates of the table do not end the wait.
+//
+// Stream and table must have the same number of partitions and
 // partitioner. If a step before it may have changed the stream's key, or is
 // asynchronous, the records go through the repartition topic
 // <app>.<name>-repartition, whose name the option [Named] gives.
-func Join[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], f func(value V, row T) R, opts ...StepOption) *KStream[K, R] {
+func Join[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], f func(value V, row T) R, opts ...JoinOption) *KStream[K, R] {
 	return joinTable(s, t, processors.InnerJoin, func(_ K, v V, row T, _ bool) (R, error) { return f(v, row), nil }, opts)
 }
 
@@ -36,17 +44,27 @@ func Join[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], f func(value V, row
 //	null key      f(value, zero, false)
 //
 // Records without a key are kept by its repartition topic, if it has one.
-func LeftJoin[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], f func(value V, row T, ok bool) R, opts ...StepOption) *KStream[K, R] {
+func LeftJoin[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], f func(value V, row T, ok bool) R, opts ...JoinOption) *KStream[K, R] {
 	return joinTable(s, t, processors.LeftJoin, func(_ K, v V, row T, ok bool) (R, error) { return f(v, row, ok), nil }, opts)
 }
 
-func joinTable[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], kind processors.JoinKind, f func(K, V, T, bool) (R, error), opts []StepOption) *KStream[K, R] {
-	n := &node{kind: kindStateful, op: kind.String() + "-join", aligned: true}
+// A JoinOption configures a join of a stream with a table. [Named] is one, and
+// [Grace] for a table with history.
+type JoinOption interface{ join(*joinOptions) }
+
+type joinOptions struct {
+	name  string
+	grace *time.Duration
+}
+
+func joinTable[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], kind processors.JoinKind, f func(K, V, T, bool) (R, error), opts []JoinOption) *KStream[K, R] {
+	var o joinOptions
 	for _, opt := range opts {
-		opt.step(n)
+		opt.join(&o)
 	}
+	n := &node{kind: kindStateful, op: kind.String() + "-join", name: o.name, aligned: true}
 	if t.b == s.b {
-		n.uses = t.uses
+		n.uses = append(n.uses, t.uses...)
 	} else {
 		s.b.fail("%s with table %q: the table belongs to another builder; build the whole application with one", n.op, t.store)
 	}
@@ -54,15 +72,65 @@ func joinTable[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], kind processor
 	if in != s && n.name == "" {
 		s.b.fail("%s with table %q: a step before it changes the stream's key or is asynchronous, so it needs a repartition topic; pass topology.Named to name it", n.op, t.store)
 	}
+	delay := joinGrace(n, in, t, o.grace)
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
-		rows, err := t.lookup(task)
+		rows, err := t.asOf(task)
 		if err != nil {
 			return nil, err
 		}
+		var hold func(processors.Forward[K, V]) processors.Forward[K, V]
+		if delay != nil {
+			if hold, err = delay(task); err != nil {
+				return nil, err
+			}
+		}
 		next := forwards[K, R](out[0])
-		return []any{processors.Guard(n.name, processors.StreamTableJoin(task, n.name, kind, processors.RecordKey[K, V], rows, f, next))}, nil
+		return []any{processors.Guard(n.name, processors.StreamTableJoin(task, n.name, kind, processors.RecordKey[K, V], rows, f, hold, next))}, nil
 	}
 	return &KStream[K, R]{b: s.b, from: port{n: s.b.addNode(n, in.from)}, key: in.key, value: serdeFor[V, R](s.value)}
+}
+
+// asOf opens the reader of the table's rows as a stream sees them.
+func (t *KTable[K, V]) asOf(task processors.Task) (processors.VersionLookup[K, V], error) {
+	if t.versions != nil {
+		return t.versions(task)
+	}
+	rows, err := t.lookup(task)
+	if err != nil {
+		return nil, err
+	}
+	return processors.Current(rows), nil
+}
+
+// joinGrace gives the join n the store that holds records back, and returns what
+// opens it; nil without a grace.
+func joinGrace[K, V, T any](n *node, s *KStream[K, V], t *KTable[K, T], grace *time.Duration) func(processors.Task) (func(processors.Forward[K, V]) processors.Forward[K, V], error) {
+	if grace == nil {
+		return nil
+	}
+	what, d := fmt.Sprintf("%s %q with table %q", n.op, n.name, t.store), *grace
+	switch {
+	case n.name == "":
+		s.b.fail("%s: a join with grace has a store; pass topology.Named to name it", what)
+	case t.versions == nil:
+		s.b.fail("%s: a grace needs a table with history; pass topology.Versioned to the table, or leave the grace out", what)
+	case d < 0 || d%time.Millisecond != 0:
+		s.b.fail("%s: a grace of %s; it must be a number of milliseconds, 0 or more", what, d)
+	case d > t.history:
+		s.b.fail("%s: a grace of %s, but the table's history is %s; make the history at least as long", what, d, t.history)
+	}
+	n.detail, n.timers = fmt.Sprintf("grace %s", d), true
+	if !needSerdes(s, what) || n.name == "" {
+		return nil
+	}
+	rows := processors.RecordSerde(s.key, s.value)
+	n.stores = s.b.keyValueSpec(n.op, n.name, processors.MomentSerde(), rows)
+	return func(task processors.Task) (func(processors.Forward[K, V]) processors.Forward[K, V], error) {
+		store, err := openKeyValue(task, n.name, processors.MomentSerde(), rows)
+		return func(next processors.Forward[K, V]) processors.Forward[K, V] {
+			return processors.Delay(task, n.name, d, store, next)
+		}, err
+	}
 }
 
 // GlobalJoin joins every record of a stream with the row of a global table whose
@@ -96,7 +164,7 @@ func joinGlobal[K, V, KT, T, R any](s *KStream[K, V], g *GlobalKTable[KT, T], ke
 		}
 		rows := state.NewKeyValueStore(store, g.key, g.value)
 		next := forwards[K, R](out[0])
-		return []any{processors.Guard(n.name, processors.StreamTableJoin(task, n.name, kind, processors.ExtractedKey(keyOf), rows.GetTimestamped, f, next))}, nil
+		return []any{processors.Guard(n.name, processors.StreamTableJoin(task, n.name, kind, processors.ExtractedKey(keyOf), processors.Current(rows.GetTimestamped), f, nil, next))}, nil
 	}
 	if g.b != s.b {
 		s.b.fail("%s %q: the table belongs to another builder; build the whole application with one", n.op, g.store)
@@ -157,7 +225,10 @@ func joinTables[K, L, R, V any](left *KTable[K, L], right *KTable[K, R], store s
 			return nil, err
 		}
 		fromLeft, fromRight := processors.TableTableJoin(store, kind, l, r, f, rows, forwards[K, processors.Change[V]](out[0]))
-		return []any{processors.Guard(store, fromLeft), processors.Guard(store, fromRight)}, nil
+		return []any{
+			processors.Guard(store, latestOnly(left, task, store, fromLeft)),
+			processors.Guard(store, latestOnly(right, task, store, fromRight)),
+		}, nil
 	}
 	t.from = port{n: t.b.addNode(n, left.from, right.from)}
 	t.ownLookup()

@@ -3,13 +3,25 @@ package topology
 import (
 	"errors"
 	"reflect"
+	"time"
 
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 )
 
-// A SourceOption configures a topic that is read.
-type SourceOption interface{ source(*sourceOptions) }
+// A SourceOption configures a topic that is read, as a stream or as a table.
+type SourceOption interface {
+	TableOption
+	source(*sourceOptions)
+}
+
+// A TableOption configures a topic that is read as a table.
+type TableOption interface{ table(*tableOptions) }
+
+type tableOptions struct {
+	source  []SourceOption
+	history *time.Duration
+}
 
 type sourceOptions struct {
 	cfg     *sourceConfig
@@ -21,6 +33,7 @@ type sourceOptions struct {
 type sourceOption func(*sourceOptions)
 
 func (f sourceOption) source(o *sourceOptions) { f(o) }
+func (f sourceOption) table(o *tableOptions)   { o.source = append(o.source, f) }
 
 // From says where a group begins that has no committed offset for the topic.
 // Default: [Earliest].
@@ -54,10 +67,11 @@ type StepOption interface{ step(*node) }
 // show. Default: made from the step's kind and its place in the topology.
 func Named(name string) NameOption { return named(name) }
 
-// A NameOption fits sources, steps and sinks.
+// A NameOption fits sources, steps, joins and sinks.
 type NameOption interface {
 	SourceOption
 	StepOption
+	JoinOption
 	SinkOption
 }
 
@@ -65,6 +79,8 @@ type named string
 
 func (n named) step(to *node)           { to.name = string(n) }
 func (n named) source(o *sourceOptions) { o.name = string(n) }
+func (n named) table(o *tableOptions)   { o.source = append(o.source, n) }
+func (n named) join(o *joinOptions)     { o.name = string(n) }
 func (n named) sink(o *sinkOptions)     { o.name = string(n) }
 
 // serdeFor returns the serde of a value of type R that a step made from a V: the

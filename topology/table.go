@@ -1,6 +1,8 @@
 package topology
 
 import (
+	"time"
+
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/state"
@@ -23,6 +25,10 @@ type KTable[K, V any] struct {
 	uses   []string
 	// store is the name of the table's own store, empty if it has none.
 	store string
+	// history is how far back versions reaches, which opens the reader of past
+	// rows; nil for a table without history.
+	history  time.Duration
+	versions func(processors.Task) (processors.VersionLookup[K, V], error)
 }
 
 // Table reads a topic as a table: the last record of a key is its row, a record
@@ -34,10 +40,14 @@ type KTable[K, V any] struct {
 // The rows are kept in the key-value store named store, with the changelog
 // <app>.<store>-table, so that old values are always known. (Kafka Streams keeps
 // them only where a later step needs them.)
-func Table[K, V any](b *Builder, topic, store string, key serde.Serde[K], value serde.Serde[V], opts ...SourceOption) *KTable[K, V] {
-	n := addSource(b, topic, key, value, opts...)
+func Table[K, V any](b *Builder, topic, store string, key serde.Serde[K], value serde.Serde[V], opts ...TableOption) *KTable[K, V] {
+	var o tableOptions
+	for _, opt := range opts {
+		opt.table(&o)
+	}
+	n := addSource(b, topic, key, value, o.source...)
 	n.source.store = store
-	return addTable("table", store, &KStream[K, V]{b: b, from: port{n: n}, key: key, value: value})
+	return addTable("table", store, &KStream[K, V]{b: b, from: port{n: n}, key: key, value: value}, o.history)
 }
 
 // ToTable makes a table of a stream: the last record of a key is its row, a
@@ -47,23 +57,33 @@ func Table[K, V any](b *Builder, topic, store string, key serde.Serde[K], value 
 // The rows are kept in the key-value store named store, with the changelog
 // <app>.<store>-table. If the key may have changed, the records go through the
 // repartition topic <app>.<store>-repartition first.
-func (s *KStream[K, V]) ToTable(store string) *KTable[K, V] {
-	return addTable("to-table", store, repartitioned(s, store, false))
+func (s *KStream[K, V]) ToTable(store string, opts ...VersionedOption) *KTable[K, V] {
+	var o tableOptions
+	for _, opt := range opts {
+		opt.table(&o)
+	}
+	return addTable("to-table", store, repartitioned(s, store, false), o.history)
 }
 
 // addTable adds the node that keeps the rows of s.
-func addTable[K, V any](op, store string, s *KStream[K, V]) *KTable[K, V] {
+func addTable[K, V any](op, store string, s *KStream[K, V], history *time.Duration) *KTable[K, V] {
 	t := &KTable[K, V]{b: s.b, key: s.key, value: s.value, store: store}
-	n := &node{kind: kindStateful, op: op, name: store, stores: t.b.keyValueSpec(op, store, s.key, s.value)}
-	n.start = func(task processors.Task, out [][]any) ([]any, error) {
-		rows, err := openKeyValue(task, store, s.key, s.value)
-		if err != nil {
-			return nil, err
+	n := &node{kind: kindStateful, op: op, name: store}
+	if history != nil {
+		t.addHistory(n, *history)
+	} else {
+		n.stores = t.b.keyValueSpec(op, store, s.key, s.value)
+		n.start = func(task processors.Task, out [][]any) ([]any, error) {
+			rows, err := openKeyValue(task, store, s.key, s.value)
+			if err != nil {
+				return nil, err
+			}
+			return []any{processors.Guard(store, processors.TableSource(task, store, rows, forwards[K, processors.Change[V]](out[0])))}, nil
 		}
-		return []any{processors.Guard(store, processors.TableSource(task, store, rows, forwards[K, processors.Change[V]](out[0])))}, nil
 	}
 	t.from = port{n: s.b.addNode(n, s.from)}
 	t.ownLookup()
+	t.uses = n.uses
 	return t
 }
 
@@ -87,7 +107,8 @@ func (t *KTable[K, V]) Store() string { return t.store }
 
 // Filter keeps the rows for which keep returns true. A row that passed before an
 // update and does not pass after it is deleted; nothing is forwarded for rows
-// that pass neither before nor after.
+// that pass neither before nor after. (Of a table with history, a deletion is: it
+// may end an older version that passed.)
 //
 // The table has no store: its rows are looked up in the table before it.
 func (t *KTable[K, V]) Filter(keep func(K, V) bool, opts ...StepOption) *KTable[K, V] {
@@ -117,12 +138,13 @@ func mapTable[K, V, R any](t *KTable[K, V], op string, m processors.RowMap[K, V,
 	for _, opt := range opts {
 		opt.step(n)
 	}
+	quiet = quiet && t.versions == nil
 	n.start = func(_ processors.Task, out [][]any) ([]any, error) {
 		return []any{processors.Guard(n.name, processors.TableFilterMap(m, quiet, forwards[K, processors.Change[R]](out[0])))}, nil
 	}
-	lookup := t.lookup
-	return &KTable[K, R]{
-		b: t.b, from: port{n: t.b.addNode(n, t.from)}, key: t.key, value: value, uses: t.uses,
+	lookup, versions := t.lookup, t.versions
+	out := &KTable[K, R]{
+		b: t.b, from: port{n: t.b.addNode(n, t.from)}, key: t.key, value: value, uses: t.uses, history: t.history,
 		lookup: func(task processors.Task) (processors.Lookup[K, R], error) {
 			rows, err := lookup(task)
 			if err != nil {
@@ -131,6 +153,16 @@ func mapTable[K, V, R any](t *KTable[K, V], op string, m processors.RowMap[K, V,
 			return processors.MapLookup(m, rows), nil
 		},
 	}
+	if versions != nil {
+		out.versions = func(task processors.Task) (processors.VersionLookup[K, R], error) {
+			rows, err := versions(task)
+			if err != nil {
+				return nil, err
+			}
+			return processors.MapVersions(m, rows), nil
+		}
+	}
+	return out
 }
 
 // WithValueSerde sets the serde that sinks, repartitions and stores behind this

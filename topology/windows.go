@@ -60,9 +60,21 @@ func Hopping(size, advance time.Duration, opts ...WindowOption) Windows {
 // when stream time reaches its end + d. There is no default, since a longer
 // grace counts more late records and a shorter one needs less state; Grace(0)
 // takes none.
-func Grace(d time.Duration) WindowOption {
-	return windowOption(func(w *Windows) { w.Grace, w.grace = d, true })
+//
+// A join of a stream with a table that has a history holds its records back for
+// the grace, so that updates of the table that come late are seen; see [Versioned].
+func Grace(d time.Duration) GraceOption { return grace(d) }
+
+// A GraceOption fits windows, and joins with a table that has a history.
+type GraceOption interface {
+	WindowOption
+	JoinOption
 }
+
+type grace time.Duration
+
+func (d grace) window(w *Windows)   { w.Grace, w.grace = time.Duration(d), true }
+func (d grace) join(o *joinOptions) { o.grace = (*time.Duration)(&d) }
 
 // Retention is how long the store keeps a window, counted from its start in
 // stream time, for queries and lookups: at least size + grace. Default: size +

@@ -84,10 +84,11 @@ func (s *builder) add(st step) error {
 	case "stream":
 		made = topology.Stream(s.b, st.Topic, anything, anything)
 	case "table":
+		var opts []topology.TableOption
 		if st.Versioned != nil {
-			return unsupported("versioned table")
+			opts = append(opts, topology.Versioned(ms(*st.Versioned)))
 		}
-		made = topology.Table(s.b, st.Topic, st.ID, anything, anything)
+		made = topology.Table(s.b, st.Topic, st.ID, anything, anything, opts...)
 	case "map":
 		in, ok := s.made[st.From].(*stream)
 		if !ok || !strings.HasPrefix(st.Fn, "identity") {
@@ -198,7 +199,6 @@ func (s *builder) aggregate(st step) (any, error) {
 }
 
 func (st step) windows() (topology.Windows, error) {
-	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 	w := st.Window
 	opts := []topology.WindowOption{topology.Grace(ms(w.Grace))}
 	if st.Emit == "on_window_close" {
@@ -214,8 +214,9 @@ func (st step) windows() (topology.Windows, error) {
 }
 
 func (s *builder) streamTableJoin(st step) (any, error) {
+	opts := []topology.JoinOption{topology.Named(st.ID)}
 	if st.Grace != nil {
-		return nil, unsupported("stream-table join with grace")
+		opts = append(opts, topology.Grace(ms(*st.Grace)))
 	}
 	in, ok := s.made[st.Stream].(*stream)
 	t, ok2 := s.made[st.Table].(*table)
@@ -223,9 +224,9 @@ func (s *builder) streamTableJoin(st step) (any, error) {
 		return nil, nil
 	}
 	if st.Kind == "left" {
-		return topology.LeftJoin(in, t, func(v, row any, _ bool) any { return st.join(v, row) }), nil
+		return topology.LeftJoin(in, t, func(v, row any, _ bool) any { return st.join(v, row) }, opts...), nil
 	}
-	return topology.Join(in, t, func(v, row any) any { return st.join(v, row) }), nil
+	return topology.Join(in, t, func(v, row any) any { return st.join(v, row) }, opts...), nil
 }
 
 func (s *builder) tableTableJoin(st step) (any, error) {
@@ -244,6 +245,8 @@ func (s *builder) tableTableJoin(st step) (any, error) {
 	}
 	return nil, unsupported(st.Kind + " table-table join")
 }
+
+func ms(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 
 // join fills the joiner's template.
 func (st step) join(left, right any) any {
