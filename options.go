@@ -112,12 +112,6 @@ func MaxTaskIdle(d time.Duration) Option {
 	return func(c *engine.Config) { c.MaxTaskIdle = d }
 }
 
-// HandoverWait is how long the running calls of a task that leaves the instance
-// may take to end before they are cancelled; default 5 s, at most 10 s.
-func HandoverWait(d time.Duration) Option {
-	return func(c *engine.Config) { c.HandoverWait = d }
-}
-
 // MaxRowBytes bounds the rows of stores; default 1,000,000, which fits the broker's
 // default max.message.bytes of the changelogs.
 func MaxRowBytes(n int) Option {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -28,7 +29,7 @@ func (t *task) Retire(step, entry string) {
 
 func (t *task) LoopCaughtUp() bool {
 	loop := t.inputs[len(t.inputs)-1]
-	return loop.loop && loop.position.At >= loop.end
+	return loop.loop && loop.position.At >= loop.end && t.now.Sub(loop.looked) < endsFresh
 }
 
 func (t *task) Undo() {
@@ -52,11 +53,13 @@ func (t *task) TopicID(topic string) string {
 
 func (t *task) MaxRowBytes() int { return t.inst.cfg.MaxRowBytes }
 
-// startCalls starts what the committed cycle dispatched and forgets what it
-// retired, in this order: a cycle may ask for an entry and end it.
+// startCalls starts what the committed cycle dispatched, unless the cycle has also
+// ended it, and forgets what it retired.
 func (t *task) startCalls() {
 	for _, c := range t.calls {
-		t.inst.calls.Start(t.id, t.sub.LoopTopic, c)
+		if !slices.Contains(t.retired, retired{c.Step, c.Entry}) {
+			t.inst.calls.Start(t.id, t.sub.LoopTopic, c)
+		}
 	}
 	for _, r := range t.retired {
 		t.inst.calls.Retire(t.id, r.step, r.entry)

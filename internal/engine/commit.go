@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/state"
@@ -97,7 +97,7 @@ func (s *session) commit() error {
 			t.logChanges()
 		}
 	}
-	outcome, err := s.ledger.Commit(context.WithoutCancel(s.ctx), fence, offsets)
+	outcome, err := s.endCycle(context.WithoutCancel(s.ctx), fence, took, offsets)
 	s.began, s.lastCommit = false, time.Now()
 	if outcome == kafka.Committed {
 		s.w.inst.metrics.committed(s.w.group, time.Since(started))
@@ -110,17 +110,26 @@ func (s *session) commit() error {
 		return fmt.Errorf("%w: commit: %w", errReopen, err)
 	case outcome == kafka.Fenced:
 		s.mu.Lock()
-		s.stale = true
+		s.stale = time.Now()
 		s.mu.Unlock()
 		s.log.Info("a rebalance overtook the transaction, its records are processed again", "error", err)
 	case produce:
 		if err := s.produceFailed(took, failure); err != nil {
 			return err
 		}
+	case forbidden(err):
+		// It would be refused again at once: the worker backs off.
+		return fmt.Errorf("commit of group %q: %w: grant Read on the group and the inputs, Write on the outputs and on the transactional id", s.w.group, err)
 	default:
 		s.log.Warn("transaction aborted, its records are processed again", "error", err)
 	}
 	return s.rewind(took)
+}
+
+// forbidden reports whether err is about the rights of the instance.
+func forbidden(err error) bool {
+	return errors.Is(err, kerr.GroupAuthorizationFailed) || errors.Is(err, kerr.TopicAuthorizationFailed) ||
+		errors.Is(err, kerr.TransactionalIDAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed)
 }
 
 // participants are the tasks whose offsets the commit names.
@@ -197,9 +206,16 @@ func (s *session) produceFailed(took []*task, failure *kafka.ProduceError) error
 	}
 	err := produceError(first.Record.Topic, "the broker rejected the record: %w", first.Err)
 	for _, t := range took {
-		if t.last.topic == "" {
-			t.stop(fmt.Errorf("an output without a source record: %w", err))
+		switch {
+		case !t.took:
 			continue
+		case t.last.topic == "":
+			// An output without a source record, of a punctuation: it is dead-lettered
+			// itself when it comes again.
+			t.refused = append(t.refused, first.Record)
+			continue
+		case first.Record.Topic == t.sub.DeadLetterTopic:
+			t.refusedDeadLetter = t.last
 		}
 		if t.condemned == nil {
 			t.condemned = map[position]error{}
@@ -212,15 +228,11 @@ func (s *session) produceFailed(took []*task, failure *kafka.ProduceError) error
 // rewind takes all tasks that took part back to the committed state and seeks
 // their inputs.
 func (s *session) rewind(took []*task) error {
-	seek := map[string]map[int32]kgo.EpochOffset{}
 	for _, t := range took {
 		if err := t.abort(); err != nil {
 			return fmt.Errorf("%w: task %s after an abort: %w", errReopen, t.id, err)
 		}
-		for _, in := range t.inputs {
-			set(seek, in.topic, t.id.Partition, kgo.EpochOffset{Epoch: in.committed.Epoch, Offset: in.committed.At})
-		}
 	}
-	s.cl.SetOffsets(seek)
+	s.seek(took...)
 	return nil
 }

@@ -31,9 +31,6 @@ type Config struct {
 	// with the others; default 0: only for inputs known to have data. Negative
 	// never waits (max.task.idle.ms).
 	MaxTaskIdle time.Duration
-	// HandoverWait is how long running calls of a task that leaves may take to
-	// end; default 5 s.
-	HandoverWait time.Duration
 	// MaxUncommittedBytes ends a cycle early; default 64 MiB.
 	MaxUncommittedBytes int
 	// MaxRowBytes bounds a row of a store; default 1,000,000, which fits the
@@ -60,6 +57,8 @@ type Config struct {
 	Registry prometheus.Registerer
 	// Listener hears every change of a task's state.
 	Listener func(TaskStatus)
+
+	planted bug // for tests
 }
 
 // complete fills in the defaults and reports all mistakes.
@@ -79,7 +78,6 @@ func (c *Config) complete() error {
 	errs = append(errs, c.Kafka.Validate()...)
 	def(&c.Workers, 2)
 	def(&c.CommitInterval, 100*time.Millisecond)
-	def(&c.HandoverWait, 5*time.Second)
 	def(&c.MaxUncommittedBytes, 64<<20)
 	def(&c.MaxRowBytes, 1_000_000)
 	def(&c.Replication, -1)
@@ -95,9 +93,6 @@ func (c *Config) complete() error {
 	}
 	if c.CommitInterval < 0 || c.CommitInterval > 10*time.Second {
 		errs = append(errs, fmt.Errorf("commit interval %s: between 1ms and 10s, since it has to fit the rebalance timeout", c.CommitInterval))
-	}
-	if c.HandoverWait < 0 || c.HandoverWait > 10*time.Second {
-		errs = append(errs, fmt.Errorf("hand-over wait %s: at most 10s, since it has to fit the rebalance timeout", c.HandoverWait))
 	}
 	return errors.Join(errs...)
 }

@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -52,7 +54,10 @@ func (t *task) Produce(topic string, partition int32, rec processors.Raw) error 
 	r.Timestamp = time.UnixMilli(rec.Timestamp)
 	r.Headers = toHeaders(rec.Headers)
 	r.Context = t.ctx
-	if err := t.checkOutput(r); err != nil {
+	if err := t.checkOutput(r); err != nil || len(t.refused) > 0 && t.wasRefused(r) {
+		if err == nil {
+			err = produceError(topic, "the broker refused this output of a punctuation")
+		}
 		if t.raw.Topic != "" {
 			return err
 		}
@@ -60,9 +65,19 @@ func (t *task) Produce(topic string, partition int32, rec processors.Raw) error 
 		// becomes the dead letter.
 		r.Offset = -1
 		r = deadLetter(t.sub.DeadLetterTopic, r, err, t.now)
+		if err := t.checkOutput(r); err != nil {
+			return err // it cannot be kept: the punctuation fails and the task stops
+		}
 	}
 	t.out = append(t.out, r)
 	return nil
+}
+
+// wasRefused reports whether the broker has refused the same output before.
+func (t *task) wasRefused(r *kgo.Record) bool {
+	return t.raw.Topic == "" && slices.ContainsFunc(t.refused, func(o *kgo.Record) bool {
+		return o.Topic == r.Topic && bytes.Equal(o.Key, r.Key) && bytes.Equal(o.Value, r.Value)
+	})
 }
 
 func (t *task) checkOutput(r *kgo.Record) *processors.Error {

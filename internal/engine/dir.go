@@ -74,7 +74,13 @@ func (inst *Instance) openDatabase() (*state.Pebble, error) {
 
 // closeDir flushes and closes the database and gives the directory free.
 func (inst *Instance) closeDir() error {
-	if err := errors.Join(inst.pebble.Close(), inst.dir.Close()); err != nil {
+	err := inst.pebble.Close()
+	if inst.corrupt {
+		moved, qerr := inst.dir.Quarantine(time.Now())
+		inst.log.Error("the database is damaged: it was moved aside, and the next start rebuilds it from the changelogs", "moved", moved)
+		err = qerr // what Close says of a damaged database is known
+	}
+	if err := errors.Join(err, inst.dir.Close()); err != nil {
 		return fmt.Errorf("state in %s: %w", inst.cfg.StateDir, err)
 	}
 	return nil

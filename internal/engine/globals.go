@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace/millrace/internal/kafka"
@@ -80,7 +81,7 @@ func (g *globals) positions(table *topology.GlobalSource, id state.TaskID, start
 	if err != nil {
 		return nil, err
 	}
-	log := state.LogState{Topic: inst.topicInfos[table.Topic].ID, MaxAge: state.MaxCheckpointAge(kafka.DeleteRetention)}
+	log := state.LogState{Topic: inst.topicInfos[table.Topic].ID, MaxAge: state.MaxCheckpointAge(inst.tombstones[table.Topic])}
 	usable := check != nil && check.Usable(table.Store.Name, log, time.Now()) == nil
 	from := map[int32]int64{}
 	for p, start := range starts {
@@ -164,6 +165,10 @@ func (g *globals) follow(ctx context.Context) error {
 		}
 		var failed error
 		fetches.EachError(func(topic string, partition int32, err error) {
+			if kerr.IsRetriable(err) {
+				g.inst.log.Warn("fetch of a global table failed, retrying", "topic", topic, "partition", partition, "error", err)
+				return
+			}
 			failed = &FatalError{fmt.Errorf("global table from %s/%d: %w", topic, partition, err)}
 		})
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {

@@ -106,7 +106,7 @@ func (inst *Instance) leaves(t *task) {
 func (t *task) observeView(now time.Time) {
 	behind := false
 	for _, in := range t.inputs {
-		behind = behind || in.position.At < in.end || in.position.At != in.committed.At
+		behind = behind || in.position.At < in.end || in.position.At != in.committed.At || now.Sub(in.looked) > endsFresh
 	}
 	if !behind {
 		t.view.caughtUp.Store(now.UnixMilli())

@@ -17,8 +17,9 @@ type input struct {
 	source int // its number in the sub-topology's pipeline
 	loop   bool
 	// buf[head:] are the records polled and not yet processed.
-	buf  []*kgo.Record
-	head int
+	buf   []*kgo.Record
+	head  int
+	bytes int // keys and values of buf[head:]
 	// position is the offset behind the last record processed, committed the
 	// position that the group's offset stands at, fetched the offset behind the
 	// last record polled.
@@ -26,11 +27,13 @@ type input struct {
 	// timestamp extracts the event time of a record, if it is not the record's own;
 	// partitionTime is the largest so far.
 	timestamp     func(*processors.Raw, int64) (int64, error)
-	partitionTime int64
+	partitionTime int64 // of the records processed, -1 before the first
+	headTime      int64 // event time of the record at headOffset
+	headOffset    int64
 	// seen is the task's note that it has processed records of the topic.
 	seen *state.Cell
-	// end is the last known end of the partition for a read_committed reader;
-	// looked tells when it was asked for while the buffer was empty.
+	// end is the last known end of the partition for a read_committed reader,
+	// looked when the broker was last asked for it.
 	end       int64
 	looked    time.Time
 	emptyFrom time.Time // since when the buffer has been empty
@@ -50,6 +53,7 @@ func (in *input) add(records []*kgo.Record) bool {
 			return false
 		}
 		in.fetched = kafka.Offset{At: r.Offset + 1, Epoch: r.LeaderEpoch}
+		in.bytes += len(r.Key) + len(r.Value)
 	}
 	in.buf = append(in.buf, records...)
 	in.end = max(in.end, in.fetched.At)
@@ -75,12 +79,15 @@ func (in *input) eventTime(r *kgo.Record) int64 {
 	if in.timestamp == nil {
 		return r.Timestamp.UnixMilli()
 	}
+	if in.headOffset == r.Offset && r.Offset > 0 {
+		return in.headTime
+	}
 	raw := toRaw(r)
 	ts, err := in.timestamp(&raw, in.partitionTime)
 	if err != nil {
-		return r.Timestamp.UnixMilli()
+		ts = r.Timestamp.UnixMilli()
 	}
-	in.partitionTime = max(in.partitionTime, ts)
+	in.headTime, in.headOffset = ts, r.Offset
 	return ts
 }
 
@@ -88,13 +95,14 @@ func (in *input) eventTime(r *kgo.Record) int64 {
 func (in *input) advance(r *kgo.Record) {
 	in.buf[in.head] = nil
 	in.head++
+	in.bytes -= len(r.Key) + len(r.Value)
 	in.position = kafka.Offset{At: r.Offset + 1, Epoch: r.LeaderEpoch}
 }
 
 // rewind drops what was polled and goes back to the committed position.
 func (in *input) rewind() {
 	clear(in.buf)
-	in.buf, in.head = in.buf[:0], 0
+	in.buf, in.head, in.bytes = in.buf[:0], 0, 0
 	in.position, in.fetched = in.committed, in.committed
 }
 
@@ -133,7 +141,7 @@ func (t *task) next(now time.Time, capacity bool) *input {
 			}
 		}
 	}
-	if waiting || !capacity {
+	if waiting || !capacity || now.Before(t.retryAt) {
 		return nil
 	}
 	return best

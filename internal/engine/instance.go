@@ -42,7 +42,8 @@ type Instance struct {
 	plan       *plan
 	plain      *kgo.Client // plain idempotent client: restore, loop appends, admin
 	adm        *kadm.Client
-	limits     map[string]int // max.message.bytes by topic
+	limits     map[string]int           // max.message.bytes by topic
+	tombstones map[string]time.Duration // delete.retention.ms by topic
 	topicInfos map[string]kafka.TopicInfo
 	cache      *state.CacheBudget // of encoded rows, for all tasks
 	globals    *globals
@@ -50,15 +51,24 @@ type Instance struct {
 	records    recordSlab
 
 	ready chan struct{} // closed when Run has set the fields above
+	// restores bounds how many tasks are restored at once, and with that the memory
+	// that takes.
+	restores chan struct{}
 
 	mu     sync.Mutex
 	owners map[state.TaskID]chan struct{} // closed when the task is free
 	status map[state.TaskID]*TaskStatus
 	live   map[state.TaskID]*task // those that views may read
-	paused map[state.TaskID]bool
+	// waiting are the workers that have not been assigned anything yet.
+	waiting map[*worker]bool
+	corrupt bool // the database was found damaged: the next start rebuilds it
+	paused  map[state.TaskID]bool
 	// condemned says which sub-topologies must not run, since a topic changed.
 	condemned map[string]*kafka.TopicChange
 }
+
+// maxRestores is how many tasks of an instance are restored at once.
+const maxRestores = 4
 
 // New checks cfg and returns an instance that Run starts.
 func New(cfg Config) (*Instance, error) {
@@ -66,8 +76,9 @@ func New(cfg Config) (*Instance, error) {
 		return nil, err
 	}
 	inst := &Instance{
-		cfg: &cfg, log: cfg.Logger, ready: make(chan struct{}),
-		owners: map[state.TaskID]chan struct{}{}, status: map[state.TaskID]*TaskStatus{},
+		cfg: &cfg, log: cfg.Logger, ready: make(chan struct{}), restores: make(chan struct{}, maxRestores),
+		waiting: map[*worker]bool{},
+		owners:  map[state.TaskID]chan struct{}{}, status: map[state.TaskID]*TaskStatus{},
 		live: map[state.TaskID]*task{}, paused: map[state.TaskID]bool{},
 		condemned: map[string]*kafka.TopicChange{},
 	}
@@ -115,7 +126,7 @@ func (inst *Instance) prepare(ctx context.Context) error {
 		return err
 	}
 	inst.calls = NewCalls(CallsConfig{
-		Append: inst.appendLoop, HandoverWait: inst.cfg.HandoverWait, Logger: inst.log, Observer: inst.metrics,
+		Append: inst.appendLoop, Logger: inst.log, Observer: inst.metrics,
 	})
 	inst.globals, err = openGlobals(ctx, inst)
 	return err
@@ -146,12 +157,18 @@ func (inst *Instance) waitForBroker(ctx context.Context) error {
 	}
 }
 
+// drainPatience bounds the end of an instance: the longest hand-over of calls and
+// the appends behind it.
+const drainPatience = 15 * time.Second
+
 // work runs the workers and the background jobs until ctx ends or one fails.
 func (inst *Instance) work(ctx context.Context) error {
 	var workers []*worker
 	for _, g := range inst.plan.groups() {
 		for i := range inst.cfg.Workers {
-			workers = append(workers, newWorker(inst, g, i))
+			w := newWorker(inst, g, i)
+			workers = append(workers, w)
+			inst.waiting[w] = true
 		}
 	}
 	close(inst.ready)
@@ -167,7 +184,10 @@ func (inst *Instance) work(ctx context.Context) error {
 		eg.Go(func() error { return inst.serveHTTP(ctx) })
 	}
 	err := eg.Wait()
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*inst.cfg.HandoverWait)
+	if errors.Is(err, state.ErrCorrupt) {
+		inst.corrupt = true
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainPatience)
 	defer cancel()
 	inst.calls.Drain(drain)
 	return err
@@ -226,6 +246,14 @@ func (inst *Instance) acquireTask(ctx context.Context, id state.TaskID) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// isOwned reports whether a worker of this instance has the task.
+func (inst *Instance) isOwned(id state.TaskID) bool {
+	inst.mu.Lock()
+	defer inst.mu.Unlock()
+	_, taken := inst.owners[id]
+	return taken
 }
 
 // releaseTask gives a task free; it does nothing for a task nobody owns.

@@ -110,6 +110,12 @@ func (p *plan) others(sub *topology.SubTopology, topic string) string {
 	return "its partners differ"
 }
 
+// topicsOf are the inputs of a task: those topics of its sub-topology that have its
+// partition, the loop last.
+func (inst *Instance) topicsOf(sub *topology.SubTopology, partition int32) []string {
+	return slices.DeleteFunc(inputTopics(sub), func(topic string) bool { return partition >= inst.plan.partitions[topic] })
+}
+
 // groups returns the Kafka groups of the topology with their sub-topologies, in
 // order of name.
 func (p *plan) groups() []groupPlan {

@@ -19,6 +19,12 @@ import (
 // changelogs, read after the task became ours: from the local checkpoint where it
 // can be continued, else from the beginning.
 func (inst *Instance) restore(ctx context.Context, t *task) error {
+	select {
+	case inst.restores <- struct{}{}:
+		defer func() { <-inst.restores }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	logs := t.sub.Changelogs()
 	from, err := state.LoadCheckpoint(inst.db, t.id)
 	if err != nil {
@@ -62,6 +68,18 @@ func (inst *Instance) logStates(ctx context.Context, t *task, logs []topology.Ch
 	if err != nil {
 		return nil, err
 	}
+	switch inst.cfg.planted {
+	case bugRestoreStable:
+		if ends, err = kafka.ListOffsets(ctx, inst.plain, kafka.LastStable, parts); err != nil {
+			return nil, err
+		}
+	case bugRestoreShort:
+		for topic, ps := range ends {
+			for p, end := range ps {
+				ps[p] = max(starts[topic][p], end-2)
+			}
+		}
+	}
 	infos, err := kafka.Describe(ctx, inst.adm, slices.Collect(maps.Keys(parts))...)
 	if err != nil {
 		return nil, err
@@ -80,9 +98,33 @@ func (inst *Instance) logStates(ctx context.Context, t *task, logs []topology.Ch
 	return states, nil
 }
 
+// refuseLostLog fails when a changelog is not the one the local rows came from, or
+// has lost records that they lack: a rebuild would silently lose what the group's
+// offsets say is done. The local copy is left alone.
+func (inst *Instance) refuseLostLog(t *task, from *state.Checkpoint, states map[string]state.LogState) error {
+	if from == nil {
+		return nil
+	}
+	for store, log := range states {
+		pos, ok := from.Logs[store]
+		topic := t.sub.Changelog(store)
+		switch {
+		case !ok:
+		case pos.Topic != log.Topic:
+			return fmt.Errorf("changelog %q was deleted or recreated: the state in %s is the only copy of store %q; write it back to the topic, or reset the application: remove its state directories, its internal topics and its group offsets", topic, inst.cfg.StateDir, store)
+		case pos.Next < log.Start:
+			return fmt.Errorf("changelog %q begins at offset %d, behind offset %d that the state in %s stands at: the task was down for longer than the topic keeps records, or they were deleted; reset the application, or accept the loss by removing the state directory", topic, log.Start, pos.Next, inst.cfg.StateDir)
+		}
+	}
+	return nil
+}
+
 // continueFrom returns the checkpoint to restore from. If any store cannot be
 // continued, all rows of the task are deleted and it starts at the beginning.
 func (inst *Instance) continueFrom(t *task, from *state.Checkpoint, states map[string]state.LogState) (*state.Checkpoint, error) {
+	if err := inst.refuseLostLog(t, from, states); err != nil {
+		return nil, err
+	}
 	var unusable error
 	for store, log := range states {
 		if err := from.Usable(store, log, time.Now()); err != nil {

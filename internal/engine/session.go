@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -42,11 +41,12 @@ type session struct {
 	fence    kafka.Fence
 	owned    map[string]map[int32]bool
 	starts   map[string]map[int32]start
-	changed  bool // owned or starts changed since the worker looked
-	rejoined bool // the member id is a new one
-	// stale is set when a rebalance fenced the last cycle: no task gets a turn
+	changed  bool                  // owned or starts changed since the worker looked
+	lost     map[state.TaskID]bool // tasks that lost a partition since then
+	rejoined bool                  // the member id is a new one
+	// stale is since when a rebalance has fenced the last cycle: no task gets a turn
 	// before the next assignment.
-	stale bool
+	stale time.Time
 
 	tasks   map[state.TaskID]*task
 	opening map[state.TaskID]*opening
@@ -58,9 +58,16 @@ type session struct {
 	lastCommit time.Time
 	lastRecord time.Time // when the last record was polled
 
+	// the ends of the inputs, see lookAtEnds
+	ends   chan endsLook
+	asking bool
+	asked  time.Time
+
 	// isolate replays one source record per transaction, to find the one whose
 	// output the broker rejects.
 	isolate int
+
+	plantedTxn atomic.Bool // for bugFailedProduce: the ledger has begun
 }
 
 // open connects: it ends the transaction that an earlier life may have left
@@ -70,7 +77,7 @@ func (w *worker) open(ctx context.Context) (*session, error) {
 		w: w, log: w.log, ctx: ctx, produceCtx: context.WithoutCancel(ctx),
 		owned: map[string]map[int32]bool{}, starts: map[string]map[int32]start{},
 		tasks: map[state.TaskID]*task{}, opening: map[state.TaskID]*opening{}, opened: make(chan *opening, 16),
-		parked:     map[state.TaskID]parked{},
+		parked: map[state.TaskID]parked{}, lost: map[state.TaskID]bool{}, ends: make(chan endsLook, 1),
 		lastCommit: time.Now(),
 	}
 	opts := w.cfg.Kafka.WorkerOpts(kafka.Worker{
@@ -104,7 +111,9 @@ func (s *session) onAssigned(_ context.Context, cl *kgo.Client, added map[string
 	if s.fence.MemberID != "" && s.fence.MemberID != fence.MemberID {
 		s.rejoined = true
 	}
-	s.fence, s.stale = fence, false
+	s.fence, s.stale = fence, time.Time{}
+	s.w.inst.assigned(s.w)
+	s.w.rebalanceIfNew(cl)
 	for topic, partitions := range added {
 		for _, p := range partitions {
 			set(s.owned, topic, p, true)
@@ -120,6 +129,7 @@ func (s *session) onRevoked(_ context.Context, _ *kgo.Client, gone map[string][]
 	defer s.mu.Unlock()
 	for topic, partitions := range gone {
 		for _, p := range partitions {
+			s.lost[s.w.taskOf(topic, p)] = true
 			delete(s.owned[topic], p)
 			delete(s.starts[topic], p)
 		}
@@ -174,14 +184,20 @@ func (s *session) loop(ctx context.Context) error {
 				return err
 			}
 		}
+		s.parkFailed()
+		s.lookAtEnds(ctx, time.Now())
 		if !s.began {
 			s.cl.AllowRebalance()
 		}
 	}
 }
 
-// pollMax bounds the records of one poll.
-const pollMax = 10_000
+// pollMax bounds the records of one poll, bufferBytes what a task holds of polled
+// records before its sources are paused.
+const (
+	pollMax     = 10_000
+	bufferBytes = 16 << 20
+)
 
 // poll waits for records until the next thing is due.
 func (s *session) poll(ctx context.Context) error {
@@ -198,8 +214,13 @@ func (s *session) poll(ctx context.Context) error {
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		case kerr.IsRetriable(err):
 			s.log.Warn("fetch failed, retrying", "topic", topic, "partition", partition, "error", err)
+		case topic == "":
+			failure = fmt.Errorf("%w: fetch: %w", errReopen, err)
 		default:
-			failure = s.w.fetchError(topic, partition, err)
+			// Only the task that reads the partition stops.
+			if t := s.tasks[s.w.taskOf(topic, partition)]; t != nil && t.failure == nil {
+				t.stop(s.w.fetchError(topic, partition, err))
+			}
 		}
 	})
 	if failure != nil {
@@ -212,7 +233,7 @@ func (s *session) poll(ctx context.Context) error {
 		s.lastRecord = time.Now()
 		in := s.input(p.Topic, p.Partition)
 		if in == nil {
-			return // lost meanwhile, or not open yet and about to be sought
+			return // lost meanwhile, or parked: whoever opens it seeks its offsets
 		}
 		if !in.add(p.Records) {
 			failure = fmt.Errorf("%w: %s/%d jumped back to offset %d", errReopen, p.Topic, p.Partition, p.Records[0].Offset)
@@ -262,16 +283,24 @@ func (s *session) patience(now time.Time) time.Duration {
 	return max(wait, time.Millisecond)
 }
 
+// stalePatience is how long a fenced worker waits for its next assignment: a
+// rebalance ends before that, unless the answer that told of it was wrong.
+const stalePatience = 2 * kafka.RebalanceTimeout
+
 // turn gives every task that has something to do a turn, all at once, and waits
 // for them: never for a model call, since calls run elsewhere.
 func (s *session) turn() error {
 	s.mu.Lock()
 	stale := s.stale
 	s.mu.Unlock()
-	if stale {
+	now := time.Now()
+	switch {
+	case stale.IsZero():
+	case now.Sub(stale) > stalePatience:
+		return fmt.Errorf("%w: a rebalance fenced it %s ago and no assignment has followed", errReopen, stalePatience)
+	default:
 		return nil
 	}
-	now := time.Now()
 	deadline := s.lastCommit.Add(s.w.cfg.CommitInterval)
 	if floor := now.Add(s.w.cfg.CommitInterval / 4); deadline.Before(floor) {
 		deadline = floor
@@ -299,9 +328,6 @@ func (s *session) turn() error {
 		if err := s.await(r.t, r.done); err != nil && r.t.failure == nil {
 			r.t.stop(fmt.Errorf("goka processor: %w", err))
 		}
-		if r.t.failure != nil {
-			s.w.inst.setState(r.t, Parked, r.t.failure)
-		}
 	}
 	s.manageFlow()
 	return nil
@@ -318,12 +344,21 @@ var errStuck = errors.New("a callback has not returned")
 func (s *session) await(t *task, done <-chan error) error {
 	timer := time.NewTimer(slowCallback)
 	defer timer.Stop()
+	stuck := false
 	for {
 		select {
 		case err := <-done:
+			if stuck {
+				s.w.inst.setState(t, Running, nil)
+			}
 			return err
 		case <-timer.C:
-			s.log.Error("a callback has not returned: its worker waits for it", "task", t.id.String(), "topic", t.raw.Topic, "offset", t.raw.Offset, "for", slowCallback)
+			stuck = true
+			at := t.at.Load()
+			if at == nil {
+				at = &kgo.Record{}
+			}
+			s.log.Error("a callback has not returned: its worker waits for it", "task", t.id.String(), "topic", at.Topic, "offset", at.Offset, "for", slowCallback)
 			s.w.inst.setState(t, Parked, errStuck)
 			timer.Reset(slowCallback)
 		}
@@ -332,7 +367,13 @@ func (s *session) await(t *task, done <-chan error) error {
 
 // produce hands a record to the open transaction; a failure is kept for the
 // commit.
-func (s *session) produce(r *kgo.Record) { s.ledger.Produce(s.produceCtx, r) }
+func (s *session) produce(r *kgo.Record) {
+	if s.w.cfg.planted == bugFailedProduce && s.plantedTxn.Swap(true) {
+		s.cl.Produce(s.produceCtx, r, nil)
+		return
+	}
+	s.ledger.Produce(s.produceCtx, r)
+}
 
 // manageFlow pauses the sources of tasks that take no more records and resumes
 // those that do; the loop is never paused.
@@ -342,19 +383,17 @@ func (s *session) manageFlow() {
 		t.observeView(now)
 		if err := t.inst.condemnation(t.id.SubTopology); err != nil && t.failure == nil {
 			t.stop(err)
-			t.inst.setState(t, Parked, err)
 		}
-		full := t.failure != nil || !t.pipe.Capacity() || t.inst.isPaused(t.id) || s.tooFarAhead(t)
+		if t.failure != nil {
+			continue // parkFailed pauses all of it
+		}
+		full := !t.pipe.Capacity() || t.inst.isPaused(t.id) || s.tooFarAhead(t)
 		if full == t.paused {
 			continue
 		}
 		t.paused = full
-		sources := map[string][]int32{}
-		for _, in := range t.inputs {
-			if !in.loop || t.failure != nil {
-				sources[in.topic] = []int32{t.id.Partition}
-			}
-		}
+		sources := t.partitions()
+		delete(sources, t.sub.LoopTopic)
 		if full {
 			s.cl.PauseFetchPartitions(sources)
 		} else {
@@ -366,8 +405,11 @@ func (s *session) manageFlow() {
 // tooFarAhead reports whether a task that waits holds so many polled records that
 // polling more would only fill memory.
 func (s *session) tooFarAhead(t *task) bool {
-	n := t.buffered()
-	return n > 4*pollMax || t.paused && n > pollMax
+	records, bytes := t.buffered()
+	if t.paused { // resumed when half of it is done
+		records, bytes = 2*records, 2*bytes
+	}
+	return records > 2*pollMax || bytes > bufferBytes
 }
 
 // drain commits what is open and lets the tasks go: the orderly end.
@@ -381,11 +423,18 @@ func (s *session) drain() error {
 	return nil
 }
 
-// close ends the session's tasks and its client, and leaves the group if leave
-// is set: a static member's client does not by itself.
+// close ends the session's tasks and its client. With leave it lets the tasks go
+// and leaves the group, which a static member's client does not by itself; else the
+// next session is expected to get them back, and their calls go on.
 func (s *session) close(leave bool) {
 	for _, t := range s.sorted() {
-		s.release(t)
+		if leave {
+			s.release(t)
+			continue
+		}
+		s.w.former[t.id] = true
+		s.drop(t)
+		s.w.inst.setState(t, Rebalancing, nil)
 	}
 	for _, o := range s.opening {
 		o.cancel()
@@ -395,20 +444,21 @@ func (s *session) close(leave bool) {
 		delete(s.opening, o.id)
 		s.discard(o)
 	}
-	if leave {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 5*time.Second)
-		defer cancel()
-		if err := kafka.LeaveGroup(ctx, s.w.inst.plain, s.w.group, s.w.instanceID); err != nil {
-			s.log.Warn("leaving the group", "error", err)
+	ctx, cancel := context.WithTimeout(s.produceCtx, 5*time.Second)
+	defer cancel()
+	if s.began {
+		if _, err := s.ledger.Abort(ctx); err != nil {
+			s.log.Debug("abort at the end of the session", "error", err)
 		}
 	}
 	// Without this the client waits for the answer to a join that is under way.
 	s.cancel()
 	s.cl.CloseAllowingRebalance()
-}
-
-func (s *session) sorted() []*task {
-	return slices.SortedFunc(maps.Values(s.tasks), func(a, b *task) int {
-		return compareTaskIDs(a.id, b.id)
-	})
+	if !leave {
+		return
+	}
+	// Only now: a client that still beats would join again.
+	if err := kafka.LeaveGroup(ctx, s.w.inst.plain, s.w.group, s.w.instanceID); err != nil {
+		s.log.Warn("leaving the group", "error", err)
+	}
 }

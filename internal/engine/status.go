@@ -110,10 +110,23 @@ func (inst *Instance) restoreProgress(id state.TaskID, done, total int64) {
 	s.RestoreDone, s.RestoreTotal = done, total
 }
 
-// Ready reports whether Run has prepared everything and no task this instance
-// owns is restoring.
+// assigned notes that a worker has been given its share of the group.
+func (inst *Instance) assigned(w *worker) {
+	inst.mu.Lock()
+	defer inst.mu.Unlock()
+	delete(inst.waiting, w)
+}
+
+// Ready reports whether every worker has been given its share of the group and no
+// task of this instance is restoring.
 func (inst *Instance) Ready() bool {
 	if !inst.prepared() {
+		return false
+	}
+	inst.mu.Lock()
+	waiting := len(inst.waiting)
+	inst.mu.Unlock()
+	if waiting > 0 {
 		return false
 	}
 	for _, t := range inst.Tasks() {

@@ -62,7 +62,17 @@ type task struct {
 	retryAt   time.Time // it waits to process the record at its head again
 	attempts  int       // of the record at its head
 	condemned map[position]error
-	paused    bool // its sources are paused for want of capacity, or by the user
+	// refusedDeadLetter is a record whose dead letter the broker refused, and
+	// refused are outputs without a source record that it refused: those become
+	// dead letters themselves.
+	refusedDeadLetter position
+	refused           []*kgo.Record
+	aborted           bool // a cycle of it was
+	paused            bool // its sources are paused for want of capacity, or by the user
+
+	// at is the record being processed, for whoever reports a callback that does
+	// not return.
+	at atomic.Pointer[kgo.Record]
 
 	// what views may know, at any time
 	view struct {
@@ -78,18 +88,27 @@ type position struct {
 	offset    int64
 }
 
-// turnRecords is how many records are processed between two looks at the clock.
-const turnRecords = 256
+// turnRecords is how many records are processed between two looks at the clock,
+// unless a record takes longer than slowRecord on average.
+const (
+	turnRecords = 256
+	slowRecord  = 100 * time.Microsecond
+)
 
 // run is the goka callback: it processes what the task has, in order, until its
 // inputs are empty, it must wait, or its deadline passes.
 func (t *task) run(any) {
 	t.now = time.Now()
 	t.took = true
+	look := turnRecords
 	for n := 1; t.failure == nil && (t.limit == 0 || n <= t.limit); n++ {
-		if n%turnRecords == 0 {
+		if n%look == 0 {
+			before := t.now
 			if t.now = time.Now(); t.now.After(t.deadline) {
 				break
+			}
+			if look = turnRecords; t.now.Sub(before) > slowRecord*turnRecords {
+				look = 1 // a turn of slow records must not outlast the transaction
 			}
 		}
 		in := t.next(t.now, t.pipe.Capacity())
@@ -100,8 +119,8 @@ func (t *task) run(any) {
 			break
 		}
 	}
-	if t.limit == 0 {
-		t.tick()
+	if t.limit == 0 || t.records == 0 {
+		t.tick() // while records are isolated a tick is a cycle of its own
 	}
 }
 
@@ -132,18 +151,22 @@ func (t *task) step(in *input, r *kgo.Record) bool {
 // its outputs, state changes and calls are undone.
 func (t *task) record(in *input, r *kgo.Record, process func() error) error {
 	t.raw = toRaw(r)
+	t.at.Store(r)
 	t.part.Begin()
 	t.dropOutput()
 	in.seen.Set(1)
-	if ts := in.eventTime(r); !in.loop && ts > t.stream.Value() {
-		t.stream.Set(ts)
+	if ts := in.eventTime(r); !in.loop {
+		in.partitionTime = max(in.partitionTime, ts)
+		if ts > t.stream.Value() {
+			t.stream.Set(ts)
+		}
 	}
 	err := t.guard(process)
 	if err == nil {
-		err = t.punctuate(func() error { return t.timers.StreamTime(t.stream.Value()) })
+		err = t.checkRows()
 	}
 	if err == nil {
-		err = t.checkRows()
+		err = t.punctuate(func() error { return t.timers.StreamTime(t.stream.Value()) })
 	}
 	if err != nil {
 		t.part.Rollback()
@@ -157,6 +180,16 @@ func (t *task) record(in *input, r *kgo.Record, process func() error) error {
 func (t *task) release() {
 	for _, r := range t.out {
 		t.produce(r)
+		if t.aborted && t.inst.cfg.planted == bugEmitTwice {
+			again := *r
+			t.produce(&again)
+		}
+	}
+	if t.inst.cfg.planted == bugDispatchedFirst {
+		for _, c := range t.newCalls {
+			t.inst.calls.Start(t.id, t.sub.LoopTopic, c)
+		}
+		t.newCalls = t.newCalls[:0]
 	}
 	clear(t.out)
 	t.out = t.out[:0]
@@ -202,7 +235,11 @@ func (t *task) punctuate(fn func() error) error {
 		return nil
 	}
 	t.raw = processors.Raw{Partition: t.id.Partition, Offset: -1}
-	if err := t.guard(fn); err != nil {
+	err := t.guard(fn)
+	if err == nil {
+		err = t.checkRows()
+	}
+	if err != nil {
 		return &processors.Error{Class: processors.ClassProcess, Step: t.id.SubTopology, Action: processors.Stop, Err: fmt.Errorf("punctuation: %w", err)}
 	}
 	return nil
@@ -234,6 +271,10 @@ func (t *task) resolve(r *kgo.Record, err error) bool {
 		log.Warn("record skipped", "error", e.Err)
 		return true
 	case processors.DeadLetter:
+		if r.Topic == t.sub.DeadLetterTopic || t.refusedDeadLetter == (position{r.Topic, r.Partition, r.Offset}) {
+			t.stop(fmt.Errorf("the dead letter of %s/%d offset %d is refused by %s: mend that topic; the record: %w", r.Topic, r.Partition, r.Offset, t.sub.DeadLetterTopic, err))
+			return false
+		}
 		dead := deadLetter(t.sub.DeadLetterTopic, r, e, t.now)
 		if size, limit := recordSize(dead), t.inst.limit(dead.Topic); size > limit {
 			t.stop(fmt.Errorf("dead letter of %s/%d offset %d has %d bytes, %s takes %d: raise its max.message.bytes", r.Topic, r.Partition, r.Offset, size, dead.Topic, limit))
@@ -267,7 +308,7 @@ func retryBackoff(n int) time.Duration {
 
 // ready reports whether the worker should give the task a turn now.
 func (t *task) ready(now time.Time) bool {
-	if t.failure != nil || now.Before(t.retryAt) {
+	if t.failure != nil {
 		return false
 	}
 	if !t.timers.NextWallClock().After(now) {
@@ -286,13 +327,22 @@ func (t *task) backlog() bool {
 	return false
 }
 
-// buffered counts the polled records that wait.
-func (t *task) buffered() int {
-	n := 0
+// buffered counts the polled records that wait, and their bytes.
+func (t *task) buffered() (records, bytes int) {
 	for _, in := range t.inputs {
-		n += len(in.buf) - in.head
+		records += len(in.buf) - in.head
+		bytes += in.bytes
 	}
-	return n
+	return records, bytes
+}
+
+// partitions are the task's inputs as franz-go names them.
+func (t *task) partitions() map[string][]int32 {
+	parts := map[string][]int32{}
+	for _, in := range t.inputs {
+		parts[in.topic] = []int32{t.id.Partition}
+	}
+	return parts
 }
 
 // offsets adds the position of every input to what the commit names: also the
@@ -307,6 +357,9 @@ func (t *task) offsets(commit map[string]map[int32]kafka.Offset) {
 // asynchronous step holds it back.
 func (t *task) toCommit(in *input) kafka.Offset {
 	at := in.position
+	if t.inst.cfg.planted == bugOffsetsAhead {
+		at = in.fetched
+	}
 	if h, ok := t.pipe.(topology.Holder); ok && !in.loop {
 		if held := h.Hold(in.source, at.At); held < at.At {
 			return kafka.Offset{At: held, Epoch: -1}
@@ -345,16 +398,21 @@ func (t *task) logChanges() {
 
 // abort goes back to the committed state and positions.
 func (t *task) abort() error {
-	t.part.Abort()
+	t.aborted = true
+	if t.inst.cfg.planted != bugCacheKept {
+		t.part.Abort()
+	}
 	for _, in := range t.inputs {
-		in.rewind()
+		if !in.loop || t.inst.cfg.planted != bugLoopNotRewound {
+			in.rewind()
+		}
 	}
 	t.endCycle()
 	return t.pipe.Reset()
 }
 
 func (t *task) endCycle() {
-	t.took, t.records = false, 0
+	t.took, t.records, t.last = false, 0, position{}
 	clear(t.logged)
 	clear(t.calls)
 	t.calls, t.retired = t.calls[:0], t.retired[:0]

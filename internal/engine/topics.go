@@ -62,7 +62,7 @@ func (inst *Instance) ensureTopics(ctx context.Context) error {
 	add := func(topic string, kind topology.TopicKind, partitions int32, store state.Spec) {
 		specs[topic] = kafka.TopicSpec{
 			Name: topic, Kind: topicKind(kind), Partitions: partitions, Replication: inst.cfg.Replication,
-			Retention: windowRetention(kind, store), MaxMessageBytes: inst.maxMessage(kind),
+			Retention: windowRetention(kind, store),
 		}
 	}
 	for _, sub := range inst.cfg.Topology.Subs {
@@ -84,6 +84,15 @@ func (inst *Instance) ensureTopics(ctx context.Context) error {
 			add(sink.Topic, sink.Internal.Kind, count, state.Spec{})
 		}
 	}
+	if err := inst.readLimits(ctx, nil); err != nil {
+		return err
+	}
+	for name, spec := range specs {
+		if spec.Kind == kafka.DeadLetter {
+			spec.MaxMessageBytes = inst.deadLetterBytes()
+			specs[name] = spec
+		}
+	}
 	list := slices.Collect(maps.Values(specs))
 	if err := kafka.Ensure(ctx, inst.adm, list); err != nil {
 		return err
@@ -101,6 +110,7 @@ func (inst *Instance) ensureTopics(ctx context.Context) error {
 func (inst *Instance) watchTopics(ctx context.Context) error {
 	ticker := time.NewTicker(inst.cfg.TopicCheck)
 	defer ticker.Stop()
+	seen := map[string]string{} // changes of the look before: one look may be of a broker that lags
 	for {
 		select {
 		case <-ctx.Done():
@@ -112,9 +122,18 @@ func (inst *Instance) watchTopics(ctx context.Context) error {
 			inst.log.Debug("looking at topics", "error", err)
 			continue
 		}
+		changes := map[string]string{}
 		for _, change := range kafka.Changes(inst.topicInfos, now) {
+			changes[change.Topic] = change.What
+			if seen[change.Topic] != change.What {
+				continue
+			}
+			if inst.isGlobalTopic(change.Topic) {
+				return &FatalError{fmt.Errorf("global table: %w", change)}
+			}
 			inst.condemnTopic(change)
 		}
+		seen = changes
 	}
 }
 
@@ -145,6 +164,10 @@ func (inst *Instance) condemnation(sub string) error {
 	return nil
 }
 
+func (inst *Instance) isGlobalTopic(topic string) bool {
+	return slices.ContainsFunc(inst.cfg.Topology.Globals, func(g topology.GlobalSource) bool { return g.Topic == topic })
+}
+
 func usesTopic(sub *topology.SubTopology, topic string) bool {
 	for _, log := range sub.Changelogs() {
 		if log.Topic == topic {
@@ -166,13 +189,16 @@ func windowRetention(kind topology.TopicKind, store state.Spec) time.Duration {
 	return 0
 }
 
-// maxMessage is the max.message.bytes of an internal topic: a dead letter has to
-// fit any source record with a MiB of headers.
-func (inst *Instance) maxMessage(kind topology.TopicKind) int {
-	if kind == topology.TopicDeadLetter {
-		return max(inst.cfg.MaxRowBytes, defaultMaxMessage) + 1<<20
+// deadLetterBytes is the max.message.bytes of dead-letter topics: any source record
+// has to fit, with a MiB of headers.
+func (inst *Instance) deadLetterBytes() int {
+	largest := max(inst.cfg.MaxRowBytes, defaultMaxMessage)
+	for _, sub := range inst.cfg.Topology.Subs {
+		for _, src := range sub.Sources {
+			largest = max(largest, inst.limit(src.Topic))
+		}
 	}
-	return 0
+	return largest + 1<<20
 }
 
 func topicKind(k topology.TopicKind) kafka.TopicKind {
@@ -194,7 +220,7 @@ func topicKind(k topology.TopicKind) kafka.TopicKind {
 // readLimits learns max.message.bytes of every topic the instance writes to.
 func (inst *Instance) readLimits(ctx context.Context, internal map[string]kafka.TopicSpec) error {
 	topics := slices.Collect(maps.Keys(internal))
-	for topic := range inst.plan.partitions {
+	for topic := range inst.topicInfos {
 		if _, ok := internal[topic]; !ok {
 			topics = append(topics, topic)
 		}
@@ -203,17 +229,24 @@ func (inst *Instance) readLimits(ctx context.Context, internal map[string]kafka.
 	if err != nil {
 		return fmt.Errorf("read the topics' max.message.bytes: %w: grant DescribeConfigs", err)
 	}
-	inst.limits = map[string]int{}
+	inst.limits, inst.tombstones = map[string]int{}, map[string]time.Duration{}
+	var errs []error
 	for _, rc := range configs {
+		if rc.Err != nil {
+			errs = append(errs, fmt.Errorf("configuration of topic %q: %w: grant DescribeConfigs", rc.Name, rc.Err))
+		}
 		for _, c := range rc.Configs {
-			if c.Key == "max.message.bytes" && c.Value != nil {
-				if n, err := strconv.Atoi(*c.Value); err == nil {
-					inst.limits[rc.Name] = n
-				}
+			n, err := strconv.ParseInt(c.MaybeValue(), 10, 64)
+			switch {
+			case err != nil:
+			case c.Key == "max.message.bytes":
+				inst.limits[rc.Name] = int(n)
+			case c.Key == "delete.retention.ms":
+				inst.tombstones[rc.Name] = time.Duration(n) * time.Millisecond
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // partitionCount returns the partition count of a topic that the application

@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,6 +34,9 @@ type worker struct {
 	balancer        *kafka.Balancer
 
 	byTopic    map[string]*topology.SubTopology // the sub-topology that reads a topic
+	ownerless  map[state.TaskID]bool            // tasks that nobody in the group can take, on the leader
+	announced  bool                             // rebalanceIfNew has looked
+	former     map[state.TaskID]bool            // tasks of the session before, whose calls go on
 	changelogs map[string]bool
 }
 
@@ -41,7 +46,7 @@ func newWorker(inst *Instance, g groupPlan, index int) *worker {
 		inst: inst, cfg: inst.cfg, group: g.name, index: index, subs: g.subs,
 		log:             inst.log.With("group", g.name, "worker", index),
 		transactionalID: id, instanceID: id,
-		byTopic: map[string]*topology.SubTopology{}, changelogs: map[string]bool{},
+		byTopic: map[string]*topology.SubTopology{}, changelogs: map[string]bool{}, former: map[state.TaskID]bool{},
 	}
 	for _, sub := range g.subs {
 		for _, topic := range inputTopics(sub) {
@@ -88,10 +93,22 @@ func (w *worker) held() []kafka.HeldTask {
 	return held
 }
 
-// unassigned reports tasks that no member of the group can take.
+// unassigned reports tasks that no member of the group can take. It is called on
+// the group's leader.
 func (w *worker) unassigned(tasks []kafka.Unassigned) {
+	before := w.ownerless
+	w.ownerless = map[state.TaskID]bool{}
 	for _, t := range tasks {
-		w.log.Error("nobody in the group can take a task", "task", t.String(), "reason", t.Reason)
+		id := state.TaskID{SubTopology: t.Sub, Partition: t.Partition}
+		err := fmt.Errorf("nobody in group %q can take the task: %s", w.group, t.Reason)
+		w.log.Error("task without an owner", "task", t.String(), "error", err)
+		w.inst.setStateOf(id, Parked, err)
+		w.ownerless[id] = true
+	}
+	for id := range before {
+		if !w.ownerless[id] {
+			w.inst.setStateOf(id, Rebalancing, nil)
+		}
 	}
 }
 
@@ -135,12 +152,16 @@ func (w *worker) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if time.Since(opened) > time.Minute {
+			failures, fenced = 0, 0
+		}
 		if kafka.IsFencedByOther(err) {
 			if fenced++; fenced > 1 {
 				return fmt.Errorf("group %q: another process uses a copy of this state directory (transactional id %q was fenced twice): give each instance a directory of its own: %w", w.group, w.transactionalID, err)
 			}
-		} else if time.Since(opened) > time.Minute {
-			failures, fenced = 0, 0
+		}
+		if errors.Is(err, state.ErrCorrupt) {
+			return &FatalError{err}
 		}
 		if final, ok := errors.AsType[*FatalError](err); ok {
 			return final
@@ -180,13 +201,11 @@ func (e *FatalError) Unwrap() error { return e.Err }
 func (w *worker) fetchError(topic string, partition int32, err error) error {
 	switch {
 	case errors.Is(err, kerr.OffsetOutOfRange):
-		return fmt.Errorf("%w: %s/%d: offset out of range", errReopen, topic, partition)
-	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID), errors.Is(err, kerr.UnknownTopicOrPartition):
-		return fmt.Errorf("topic %q was deleted or recreated while group %q reads it: its offsets and state no longer fit; restore it, or reset the application: %w", topic, w.group, err)
+		return fmt.Errorf("%s/%d: the offset is not in the log any more: %w", topic, partition, err)
 	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.GroupAuthorizationFailed):
 		return fmt.Errorf("not allowed to read %q in group %q: grant Read: %w", topic, w.group, err)
 	}
-	return fmt.Errorf("%w: fetch %s/%d: %w", errReopen, topic, partition, err)
+	return fmt.Errorf("fetch %s/%d: %w", topic, partition, err)
 }
 
 // A start is where a partition begins: at the group's offset, or, if fresh, where
@@ -224,6 +243,8 @@ func (w *worker) startOffsets(ctx context.Context, fetched map[string]map[int32]
 
 func (w *worker) startOf(topic string, p int32, at kafka.Offset, begin, end int64) start {
 	switch policy := w.startPolicy(topic); {
+	case at.At > end:
+		return start{at: at, err: fmt.Errorf("%s/%d ends at offset %d, before offset %d of group %q: the broker has lost records that were processed; set the group's offset to %d and check the outputs", topic, p, end, at.At, w.group, end)}
 	case at.At >= begin:
 		return start{at: at}
 	case at.At >= 0:
@@ -253,4 +274,36 @@ func (w *worker) startPolicy(topic string) topology.StartPolicy {
 		}
 	}
 	return topology.Earliest // the loop
+}
+
+// topologyKey is the row that says which shape of a group's sub-topologies the
+// directory was last used with.
+func (w *worker) topologyKey() []byte { return []byte("m/topology/" + w.transactionalID) }
+
+// rebalanceIfNew asks for a rebalance when the topology has changed since the
+// worker's member was last in the group: a static member that comes back gets its
+// old assignment without one, and nobody would own what is new.
+func (w *worker) rebalanceIfNew(cl *kgo.Client) {
+	if w.announced {
+		return
+	}
+	w.announced = true
+	h := sha256.New()
+	for _, sub := range w.subs {
+		fmt.Fprintln(h, sub.Name, sub.Fingerprint, inputTopics(sub), w.inst.plan.tasks[sub.Name])
+	}
+	shape := h.Sum(nil)
+	before, err := w.inst.db.Get(w.topologyKey())
+	if err != nil || bytes.Equal(before, shape) {
+		return
+	}
+	b := &state.Batch{}
+	b.Set(w.topologyKey(), shape)
+	if err := w.inst.db.Write(b); err != nil {
+		w.log.Warn("noting the topology", "error", err)
+	}
+	if before != nil {
+		w.balancer.Bump()
+		cl.ForceRebalance()
+	}
 }

@@ -74,6 +74,7 @@ func (l *lane) fetch(out chan<- []delivery) {
 				r.cfg.Logger.Warn("a fetch failed, looking for the leaders anew", "broker", l.broker, "error", err)
 			}
 			l.queued.Wait()
+			l.rest(retryPause)
 			r.unlead(parts...)
 			continue
 		}
@@ -104,9 +105,13 @@ func (l *lane) claim() []*readPart {
 	defer l.r.mu.Unlock()
 	var parts []*readPart
 	for _, p := range l.r.parts {
-		if p.leader == l.broker {
-			parts = append(parts, p)
+		if p.leader != l.broker {
+			continue
 		}
+		if p.alone {
+			return []*readPart{p}
+		}
+		parts = append(parts, p)
 	}
 	slices.SortFunc(parts, func(a, b *readPart) int {
 		if a.Topic != b.Topic {
@@ -192,8 +197,9 @@ func (l *lane) decode(parts []*readPart, resp *kmsg.FetchResponse, decompressor 
 			size += len(resp.Topics[i].Partitions[j].RecordBatches)
 		}
 	}
-	// A partition may be empty for lack of room, or because the broker throttles.
-	complete := resp.ThrottleMillis == 0 && size+int(l.r.cfg.PartitionBytes) < int(l.r.cfg.MaxBytes)
+	// A partition may be empty for lack of room, because the broker throttles, or,
+	// unless it is the only one, because its next batch exceeds PartitionBytes.
+	complete := resp.ThrottleMillis == 0 && size == 0 && len(parts) == 1
 	var out []delivery
 	for i := range resp.Topics {
 		t := &resp.Topics[i]
@@ -228,7 +234,9 @@ func (l *lane) decodePart(p *readPart, rp *kmsg.FetchResponseTopicPartition, dec
 		l.fail(p, fp.Err)
 		return Batch{}, false
 	}
-	if len(rp.RecordBatches) == 0 && complete && rp.LastStableOffset > next {
+	empty := len(rp.RecordBatches) == 0 && rp.LastStableOffset > next
+	p.alone = empty && !complete
+	if empty && complete {
 		// Nothing is left up to the last stable offset: compaction removed the tail
 		// with its batches, and no record will ever move the position past it.
 		next = rp.LastStableOffset

@@ -132,6 +132,7 @@ type readPart struct {
 	pos       int64
 	hwm, lso  int64
 	started   bool // something was delivered
+	alone     bool // it came back empty without being at the end: to be asked for alone
 	delivered sync.Mutex
 	removed   bool // guarded by delivered
 }

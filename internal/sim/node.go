@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -52,7 +51,7 @@ func (n *node) start() {
 		panic(err) // the topology is ours
 	}
 	cfg := engine.Config{
-		Topology: built, StateDir: stateDir, FS: n.fs, Workers: 1, HandoverWait: 2 * time.Second,
+		Topology: built, StateDir: stateDir, FS: n.fs, Workers: 1,
 		Kafka:  kafka.Config{Brokers: n.r.cluster.ListenAddrs(), Dialer: n.link.DialContext},
 		Logger: n.r.trace.logger(n.name, slog.LevelInfo),
 	}
