@@ -19,8 +19,6 @@ const plantedSchedules = 40
 // by tests of their own, see TestPlantedByHand.
 var plantedRuns = map[string]sim.Config{
 	"offsets are left out of the transaction":  {Mix: sim.Mix{sim.Kill: 1, sim.Restart: 1}},
-	"unchanged offsets are left out":           {Mix: sim.Mix{sim.Eviction: 1}, Records: 900},
-	"commit after a failed produce":            {Mix: sim.Mix{sim.BrokerError: 1}},
 	"outputs are written twice after an abort": {Mix: sim.Mix{sim.BrokerError: 2, sim.ComeAndGo: 1}},
 	"rows and cache are kept on abort":         {Mix: sim.Mix{sim.BrokerError: 2, sim.ComeAndGo: 1}},
 	"the restore skips the tail":               {Mix: sim.Mix{sim.Kill: 1, sim.ComeAndGo: 1}},

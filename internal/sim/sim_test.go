@@ -36,3 +36,25 @@ func TestSchedules(t *testing.T) {
 		})
 	}
 }
+
+// TestFound repeats the faults of schedules that have found something, whatever
+// -schedules says.
+func TestFound(t *testing.T) {
+	t.Parallel()
+	for name, cfg := range map[string]Config{
+		// A commit was refused with REBALANCE_IN_PROGRESS and no rebalance followed:
+		// the worker waited for ever.
+		"rebalance that never comes": {Seed: 1002, Mix: Mix{BrokerError: 2, AppliedError: 1}, Instances: 2, Faults: 12},
+		// The disk forgot the entry of the state directory.
+		"new directory lost": {Seed: 59},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				if err := Run(t.Context(), cfg); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}

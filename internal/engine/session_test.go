@@ -1,0 +1,45 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"testing"
+	"testing/synctest"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/state"
+)
+
+// A worker that comes back to its group under another member id reopens its tasks,
+// even if it is given what it had (exactly-once.md §2.5): others may have had it
+// meanwhile, and franz-go would go on at the old positions.
+func TestNewMemberReopens(t *testing.T) {
+	for _, planted := range []bug{noBug, bugOldPositions} {
+		synctest.Test(t, func(t *testing.T) {
+			cl, err := kgo.NewClient(kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t"), kgo.Dialer(func(context.Context, string, string) (net.Conn, error) {
+				return nil, errors.New("no network")
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cl.Close()
+			s := &session{
+				w: &worker{inst: &Instance{}, announced: true, cfg: &Config{planted: planted}}, cl: cl, log: slog.New(slog.DiscardHandler), ctx: t.Context(),
+				owned: map[string]map[int32]bool{}, starts: map[string]map[int32]start{}, tasks: map[state.TaskID]*task{},
+				opening: map[state.TaskID]*opening{}, opened: make(chan *opening), parked: map[state.TaskID]parked{},
+				fence: kafka.Fence{MemberID: "a", Generation: 7},
+			}
+			if err := s.adopt(); err != nil {
+				t.Fatal(err)
+			}
+			s.onAssigned(t.Context(), cl, map[string][]int32{"t": {0}}) // the client is not the member "a"
+			if err := s.adopt(); errors.Is(err, errReopen) != (planted == noBug) {
+				t.Errorf("planted %d: %v", planted, err)
+			}
+		})
+	}
+}
