@@ -79,18 +79,17 @@ type rig struct {
 	pos    [2]int
 	goal   int // what of the loop has to be read before inherited entries are asked
 
-	raw            Raw
-	outs           []Raw
-	calls          []Call
-	retired        []string
-	recOuts        int
-	recCalls       int
-	recRetired     int
-	drops          []string
-	maxRow         int
-	policy         Action
-	broken         func(value string) error // of the step behind
-	skippedRecords []int64
+	raw        Raw
+	outs       []Raw
+	calls      []Call
+	retired    []string
+	recOuts    int
+	recCalls   int
+	recRetired int
+	drops      []string
+	maxRow     int
+	policy     Action
+	broken     func(value string) error // of the step behind
 }
 
 func config(order Order) AsyncConfig {

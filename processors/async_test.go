@@ -47,8 +47,8 @@ func TestAsyncOrders(t *testing.T) {
 			if n, _ := r.async.Pending(); n != 0 {
 				t.Errorf("%d entries are left", n)
 			}
-			for kv := range r.part.Store("").Scan([]byte("e"), []byte("f"), false) {
-				t.Errorf("row %q is left", kv.Key)
+			for kv, err := range r.part.Store("").Scan([]byte("e"), []byte("f"), false) {
+				t.Errorf("row %q is left (%v)", kv.Key, err)
 			}
 		})
 	}
@@ -174,8 +174,10 @@ func TestAsyncFailures(t *testing.T) {
 func TestAsyncDeadLetterHeaders(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.source = []Raw{{Topic: "in", Partition: 3, Offset: 7, Key: []byte("k"), Value: []byte("v"), Timestamp: 1 << 50,
-		Headers: []Header{{Key: "own", Value: []byte("1")}, {Key: "bad\xff", Value: nil}}}}
+	w.source = []Raw{{
+		Topic: "in", Partition: 3, Offset: 7, Key: []byte("k"), Value: []byte("v"), Timestamp: 1 << 50,
+		Headers: []Header{{Key: "own", Value: []byte("1")}, {Key: "bad\xff", Value: nil}},
+	}}
 	r := w.open(w.process("i"), config(OrderKey)).start()
 	r.begin(w.source[0])
 	// The step before changed the value: the dead letter holds the record as read.

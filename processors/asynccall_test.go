@@ -49,8 +49,12 @@ func TestAttempts(t *testing.T) {
 			<-time.After(grace / 2)
 			return "yes", nil
 		}}, none, 1, 10*time.Second + grace/2, 10*time.Second + grace/2, ""},
-		{"a function that ignores its context", script{func(context.Context) (string, error) { <-time.After(time.Minute); return "late", nil }, ok}, none, 2,
-			10*time.Second + grace, 11*time.Second + grace, ""},
+		{
+			"a function that ignores its context",
+			script{func(context.Context) (string, error) { <-time.After(time.Minute); return "late", nil }, ok},
+			none, 2,
+			10*time.Second + grace, 11*time.Second + grace, "",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

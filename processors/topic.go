@@ -26,8 +26,8 @@ func Decode[K, V any](o Origin[K, V], next Forward[K, V]) func(*Raw) error {
 	return func(raw *Raw) error {
 		r := Record[K, V]{Timestamp: raw.Timestamp, Headers: raw.Headers}
 		if err := o.decode(raw, &r); err != nil {
-			e := Fail(ClassDecode, o.Step, err).(*Error)
-			if e.Action == Default {
+			e, ok := errors.AsType[*Error](Fail(ClassDecode, o.Step, err))
+			if ok && e.Action == Default {
 				e.Action = o.Action
 			}
 			return e

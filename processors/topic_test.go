@@ -78,7 +78,7 @@ func TestEncodedRecordsAreSeparate(t *testing.T) {
 	}
 }
 
-type nilable struct{ n int }
+type nilable struct{}
 
 func TestNullCheck(t *testing.T) {
 	t.Parallel()

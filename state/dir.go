@@ -197,7 +197,7 @@ func (d *Dir) explain(err error) error {
 }
 
 func (d *Dir) locate(err error) bool {
-	m, ok := err.(*MismatchError)
+	m, ok := errors.AsType[*MismatchError](err)
 	if ok {
 		m.Dir = d.path
 	}
@@ -262,7 +262,10 @@ func (d *Dir) claim(db *Pebble) error {
 	case owner == nil && d.manifest.Database:
 		return fmt.Errorf("%w: the database does not say whose it is", ErrCorrupt)
 	case owner == nil:
-		for range db.Scan(nil, nil, false) {
+		for _, err := range db.Scan(nil, nil, false) {
+			if err != nil {
+				return err
+			}
 			return fmt.Errorf("%w: the database has rows but does not say whose", ErrCorrupt)
 		}
 		if err := db.Write(&Batch{Ops: []Op{{Key: ownerKey, Value: []byte(mine)}}, Sync: true}); err != nil {

@@ -99,7 +99,7 @@ func (g *guardedFS) Create(name string, category vfs.DiskWriteCategory) (vfs.Fil
 		return nil, errStopped
 	}
 	if g.life.err() != nil {
-		time.Sleep(flushPause)
+		time.Sleep(flushPause) //nolint:forbidigo // paces Pebble's retries of a failed flush, which have no pause of their own
 	}
 	f, err := g.FS.Create(name, category)
 	if err == nil && strings.HasPrefix(g.PathBase(name), "MANIFEST") {

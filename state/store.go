@@ -77,6 +77,8 @@ type WindowStore[K, V any] interface {
 	// Fetch iterates over the rows of key whose window start is in [from, to], in
 	// ascending start order.
 	Fetch(key K, from, to int64) iter.Seq2[WindowRow[K, V], error]
+	// FetchReverse is Fetch in descending start order.
+	FetchReverse(key K, from, to int64) iter.Seq2[WindowRow[K, V], error]
 	// FetchAll iterates over the rows of all keys whose window start is in
 	// [from, to], ordered by start, then by encoded key.
 	FetchAll(from, to int64) iter.Seq2[WindowRow[K, V], error]

@@ -215,7 +215,7 @@ func (r *Reader[K, V]) Fetch(ctx context.Context, key K, from, to int64) iter.Se
 			yield(WindowRow[K, V]{}, err)
 			return
 		}
-		guard(ctx, r.cod.fetch(&r.spec, p.scan, enc, max(from, p.oldest), to))(yield)
+		guard(ctx, r.cod.fetch(&r.spec, p.scan, enc, max(from, p.oldest), to, false))(yield)
 	}
 }
 

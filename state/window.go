@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
-	"math"
 	"slices"
 
 	"github.com/millrace/millrace/serde"
@@ -73,11 +72,19 @@ func (w *window[K, V]) Delete(key K, start int64) error {
 }
 
 func (w *window[K, V]) Fetch(key K, from, to int64) iter.Seq2[WindowRow[K, V], error] {
+	return w.fetch(key, from, to, false)
+}
+
+func (w *window[K, V]) FetchReverse(key K, from, to int64) iter.Seq2[WindowRow[K, V], error] {
+	return w.fetch(key, from, to, true)
+}
+
+func (w *window[K, V]) fetch(key K, from, to int64, reverse bool) iter.Seq2[WindowRow[K, V], error] {
 	enc, err := w.codec.appendKey(nil, key)
 	if err != nil {
 		return fail[WindowRow[K, V]](err)
 	}
-	return w.codec.fetch(&w.store.Spec, w.store.Scan, enc, max(from, w.oldest()), to)
+	return w.codec.fetch(&w.store.Spec, w.store.Scan, enc, max(from, w.oldest()), to, reverse)
 }
 
 func (w *window[K, V]) FetchAll(from, to int64) iter.Seq2[WindowRow[K, V], error] {
@@ -126,9 +133,9 @@ func (s *Store) expire(b *Batch) (floor string) {
 type scan func(from, to []byte, reverse bool) iter.Seq2[KV, error]
 
 // fetch iterates over the rows of an encoded key with a start in [from, to].
-func (c *codec[K, V]) fetch(spec *Spec, rows scan, key []byte, from, to int64) iter.Seq2[WindowRow[K, V], error] {
+func (c *codec[K, V]) fetch(spec *Spec, rows scan, key []byte, from, to int64, reverse bool) iter.Seq2[WindowRow[K, V], error] {
 	return func(yield func(WindowRow[K, V], error) bool) {
-		for segment, err := range segments(spec, rows, from, to) {
+		for segment, err := range segments(spec, rows, from, to, reverse) {
 			if err != nil {
 				yield(WindowRow[K, V]{}, err)
 				return
@@ -137,7 +144,7 @@ func (c *codec[K, V]) fetch(spec *Spec, rows scan, key []byte, from, to int64) i
 			upper := slices.Clone(lower)
 			lower = binary.BigEndian.AppendUint64(lower, uint64(max(from, 0)))
 			upper = binary.BigEndian.AppendUint64(upper, uint64(to)+1)
-			for kv, err := range rows(lower, upper, false) {
+			for kv, err := range rows(lower, upper, reverse) {
 				r, err := c.decodeWindow(kv, err)
 				if !yield(r, err) || err != nil {
 					return
@@ -151,7 +158,7 @@ func (c *codec[K, V]) fetch(spec *Spec, rows scan, key []byte, from, to int64) i
 // holds the rows of one segment in memory.
 func (c *codec[K, V]) fetchAll(spec *Spec, rows scan, from, to int64) iter.Seq2[WindowRow[K, V], error] {
 	return func(yield func(WindowRow[K, V], error) bool) {
-		for segment, err := range segments(spec, rows, from, to) {
+		for segment, err := range segments(spec, rows, from, to, false) {
 			if err != nil {
 				yield(WindowRow[K, V]{}, err)
 				return
@@ -196,43 +203,55 @@ func readSegment(rows scan, segment, from, to int64) ([]startedRow, error) {
 }
 
 // segments iterates over the segments that may have rows with a start in [from,
-// to]. In a wide range it looks for those that exist.
-func segments(spec *Spec, rows scan, from, to int64) iter.Seq2[int64, error] {
+// to], from the last one down if reverse. In a wide range it looks for those that
+// exist.
+func segments(spec *Spec, rows scan, from, to int64, reverse bool) iter.Seq2[int64, error] {
 	const few = 8
 	return func(yield func(int64, error) bool) {
 		if from = max(from, 0); to < from {
 			return
 		}
-		last := to / spec.segment()
-		for segment := from / spec.segment(); segment <= last; segment++ {
-			if last-segment >= few {
-				next, err := nextSegment(rows, segment)
-				if err != nil {
-					yield(0, err)
+		first, last := from/spec.segment(), to/spec.segment()
+		for first <= last {
+			segment := first
+			if reverse {
+				segment = last
+			}
+			if last-first >= few {
+				var ok bool
+				var err error
+				if segment, ok, err = findSegment(rows, first, last, reverse); err != nil || !ok {
+					if err != nil {
+						yield(0, err)
+					}
 					return
 				}
-				segment = next
 			}
-			if segment > last || !yield(segment, nil) {
+			if !yield(segment, nil) {
 				return
+			}
+			if reverse {
+				last = segment - 1
+			} else {
+				first = segment + 1
 			}
 		}
 	}
 }
 
-// nextSegment returns the first segment from this one on that has rows, or
-// MaxInt64.
-func nextSegment(rows scan, segment int64) (int64, error) {
-	for kv, err := range rows(segmentKey(segment), nil, false) {
+// findSegment returns the first segment in [first, last] that has rows, or the
+// last one if reverse.
+func findSegment(rows scan, first, last int64, reverse bool) (segment int64, ok bool, err error) {
+	for kv, err := range rows(segmentKey(first), segmentKey(last+1), reverse) {
 		if err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		if _, _, err := splitWindowKey(kv.Key); err != nil {
-			return 0, err
+			return 0, false, err
 		}
-		return int64(binary.BigEndian.Uint64(kv.Key)), nil
+		return int64(binary.BigEndian.Uint64(kv.Key)), true, nil
 	}
-	return math.MaxInt64, nil
+	return 0, false, nil
 }
 
 func segmentKey(segment int64) []byte {

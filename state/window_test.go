@@ -110,8 +110,10 @@ func TestChangelogRecord(t *testing.T) {
 		{"key-value: plain key and value, the row's time", Spec{Name: "s"}, []byte("k"), append(AppendRow(nil, 5), "v"...), "k", "v", false, 5},
 		{"key-value: an empty value is not a tombstone", Spec{Name: "s"}, []byte("k"), AppendRow(nil, 5), "k", "", false, 5},
 		{"key-value: a deletion has the wall clock", Spec{Name: "s"}, []byte("k"), nil, "k", "", true, 99},
-		{"window: start behind the key, the row as is, the wall clock", testWindows, windowRow, append(AppendRow(nil, 5), "v"...),
-			"k\x00\x00\x00\x00\x00\x00\xea\x60", "\x00\x00\x00\x00\x00\x00\x00\x05v", false, 99},
+		{
+			"window: start behind the key, the row as is, the wall clock", testWindows, windowRow, append(AppendRow(nil, 5), "v"...),
+			"k\x00\x00\x00\x00\x00\x00\xea\x60", "\x00\x00\x00\x00\x00\x00\x00\x05v", false, 99,
+		},
 		{"window: deletion", testWindows, windowRow, nil, "k\x00\x00\x00\x00\x00\x00\xea\x60", "", true, 99},
 		{"rows of the task: as they are", Spec{Name: TaskRows}, []byte("cx"), []byte("v"), "cx", "v", false, 99},
 	}

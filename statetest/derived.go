@@ -2,7 +2,9 @@ package statetest
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -169,5 +171,86 @@ func (m *versions) compare(t testing.TB, s state.VersionedStore[string, int64], 
 			has = false
 		}
 		check(fmt.Sprint("version at ", asOf), v, ts, ok, err, want, has)
+	}
+}
+
+// Sessions tests the session store against a list of all sessions.
+func Sessions(t *testing.T, newStorage func(t testing.TB) Opener) {
+	const minute, retention = int64(60_000), int64(20)
+	spec := state.SessionSpec("s", "string", "int64", time.Minute, time.Duration(retention)*time.Minute)
+	type session = state.Session[string, int64]
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 3))
+			r := newRig(newStorage(t)(t), spec)
+			defer func() { closeBackend(t, r.db) }()
+			var s state.SessionStore[string, int64]
+			now := int64(0)
+			clock := func() int64 { return now * minute }
+			attach := func(p *state.Partition) {
+				s = state.NewSessionStore(p.Store("s"), serde.String(), serde.Int64(), clock, clock)
+			}
+			attach(r.part)
+			var all []session
+			for range 500 {
+				now += rng.Int64N(3)
+				end := max(0, now-rng.Int64N(retention+3)) * minute
+				one := session{Key: fmt.Sprint("k", rng.IntN(3)), Start: max(0, end-rng.Int64N(5)*minute), End: end, Value: rng.Int64N(100)}
+				oldest := max(0, (now-retention)*minute+1)
+				live := one.End >= oldest
+				same := func(o session) bool { return o.Key == one.Key && o.End >= one.Start && o.Start <= one.End }
+				for _, o := range all {
+					if same(o) && live {
+						must(t, s.Delete(o.Key, o.End))
+					}
+				}
+				must(t, s.Put(one.Key, one.Start, one.End, one.Value))
+				if live {
+					all = append(slices.DeleteFunc(all, same), one)
+				}
+				slices.SortFunc(all, func(a, b session) int {
+					return cmp.Or(cmp.Compare(a.End, b.End), cmp.Compare(a.Start, b.Start), cmp.Compare(a.Key, b.Key))
+				})
+				from, to := (now-rng.Int64N(retention))*minute, (now+1-rng.Int64N(retention))*minute
+				compareSessions(t, s, all, one.Key, from, to, oldest)
+				r.disturb(t, rng, attach)
+			}
+			if _, ok, err := s.Get("k0", -1, 0); ok || err != nil {
+				t.Errorf("a session that never was: %v, %v", ok, err)
+			}
+		})
+	}
+}
+
+func compareSessions(t testing.TB, s state.SessionStore[string, int64], all []state.Session[string, int64], key string, from, to, oldest int64) {
+	t.Helper()
+	var found, ended []state.Session[string, int64]
+	for _, o := range all {
+		if o.End < oldest {
+			continue
+		}
+		if o.Key == key && o.End >= from && o.Start <= to {
+			found = append(found, o)
+		}
+		if o.End >= from && o.End <= to {
+			ended = append(ended, o)
+		}
+		v, ok, err := s.Get(o.Key, o.Start, o.End)
+		if v != o.Value || !ok || err != nil {
+			t.Fatalf("Get(%v) = %d, %v, %v", o, v, ok, err)
+		}
+	}
+	for what, pair := range map[string]struct {
+		got  iter.Seq2[state.Session[string, int64], error]
+		want []state.Session[string, int64]
+	}{"find": {s.Find(key, from, to), found}, "ended": {s.Ended(from, to), ended}} {
+		var got []state.Session[string, int64]
+		for o, err := range pair.got {
+			must(t, err)
+			got = append(got, o)
+		}
+		if !slices.Equal(got, pair.want) {
+			t.Fatalf("%s %q in [%d, %d]: got %v, want %v", what, key, from, to, got, pair.want)
+		}
 	}
 }

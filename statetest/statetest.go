@@ -22,6 +22,7 @@ func Run(t *testing.T, newStorage func(t testing.TB) Opener) {
 	t.Run("partition", func(t *testing.T) { Partition(t, newStorage) })
 	t.Run("key-value", func(t *testing.T) { KeyValue(t, newStorage) })
 	t.Run("window", func(t *testing.T) { Window(t, newStorage) })
+	t.Run("sessions", func(t *testing.T) { Sessions(t, newStorage) })
 	t.Run("versioned", func(t *testing.T) { Versioned(t, newStorage) })
 	t.Run("restore", func(t *testing.T) { Restore(t, newStorage) })
 	t.Run("view", func(t *testing.T) { View(t, newStorage) })
@@ -116,7 +117,8 @@ func backendScan(t *testing.T, db state.Backend) {
 			}
 		}
 	}
-	for range db.Scan(nil, nil, false) {
+	for _, err := range db.Scan(nil, nil, false) {
+		must(t, err)
 		break // leaves nothing open
 	}
 }

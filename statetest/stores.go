@@ -198,6 +198,10 @@ func Window(t *testing.T, newStorage func(t testing.TB) Opener) {
 			equal(t, "fetch", windows(t, s.Fetch("a", 2*minute, 5*minute)), `"a"/2=2 "a"/3=3 "a"/5=5`)
 			equal(t, "fetch one", windows(t, s.Fetch("a\x00", 4*minute, 4*minute)), `"a\x00"/4=4`)
 			equal(t, "fetch open", len(strings.Fields(windows(t, s.Fetch("b", -5, 1<<62)))), 20)
+			equal(t, "fetch reverse", windows(t, s.FetchReverse("a", 2*minute, 5*minute)), `"a"/5=5 "a"/3=3 "a"/2=2`)
+			wide := strings.Fields(windows(t, s.Fetch("b", 0, 1<<62)))
+			slices.Reverse(wide)
+			equal(t, "fetch reverse open", windows(t, s.FetchReverse("b", -5, 1<<62)), strings.Join(wide, " "))
 			equal(t, "fetch nothing", windows(t, s.Fetch("b", 5*minute, 4*minute)), "")
 			equal(t, "fetch all", windows(t, s.FetchAll(3*minute, 5*minute)),
 				`""/3=3 "a"/3=3 "a\x00"/3=3 "b"/3=3 ""/4=4 "a\x00"/4=4 "b"/4=4 ""/5=5 "a"/5=5 "a\x00"/5=5 "b"/5=5`)
@@ -217,6 +221,7 @@ func Window(t *testing.T, newStorage func(t testing.TB) Opener) {
 			}
 			clock++
 			equal(t, "fetch", windows(t, s.Fetch("b", 0, 5*minute)), `"b"/4=4 "b"/5=5`)
+			equal(t, "fetch reverse", windows(t, s.FetchReverse("b", 0, 5*minute)), `"b"/5=5 "b"/4=4`)
 			equal(t, "fetch all", windows(t, s.FetchAll(0, 4*minute)), `""/4=4 "a\x00"/4=4 "b"/4=4`)
 
 			// Segments of 5 minutes: the first is dropped, the second is not.

@@ -248,7 +248,7 @@ func ExampleProcess() {
 	b := topology.New("shop")
 	words := topology.Stream(b, "words", serde.String(), serde.String())
 	letters := processors.ProcessorFunc[string, string, string, string](func(ctx *processors.Context[string, string], r processors.Record[string, string]) error {
-		for _, letter := range strings.Split(r.Value, "") {
+		for letter := range strings.SplitSeq(r.Value, "") {
 			r.Key = letter
 			if err := ctx.Forward(r); err != nil {
 				return err

@@ -333,7 +333,7 @@ func (p *process) failed() error {
 	case <-p.done:
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return fmt.Errorf("worker %d has ended (%v); its last lines:\n%s", p.n, p.err, strings.Join(p.tail, "\n"))
+		return fmt.Errorf("worker %d has ended (%w); its last lines:\n%s", p.n, p.err, strings.Join(p.tail, "\n"))
 	default:
 		return nil
 	}

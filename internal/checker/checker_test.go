@@ -39,10 +39,12 @@ func TestPlantedErrors(t *testing.T) {
 		"swapped":    func(rs []Record) []Record { rs[0], rs[2] = rs[2], rs[0]; return rs },
 	}
 	outputs := map[string]func(r *Report, got Log){
-		"echo":    func(r *Report, got Log) { r.Ordered("echo", Echo(input), got, false) },
-		"counts":  func(r *Report, got Log) { r.Ordered("counts", Counts(input), got, false) },
-		"windows": func(r *Report, got Log) { r.Ordered("windows", Windows(input, 10*time.Millisecond, 20*time.Millisecond), got, false) },
-		"perkey":  func(r *Report, got Log) { r.PerKey("perkey", input, got, false) },
+		"echo":   func(r *Report, got Log) { r.Ordered("echo", Echo(input), got, false) },
+		"counts": func(r *Report, got Log) { r.Ordered("counts", Counts(input), got, false) },
+		"windows": func(r *Report, got Log) {
+			r.Ordered("windows", Windows(input, 10*time.Millisecond, 20*time.Millisecond), got, false)
+		},
+		"perkey": func(r *Report, got Log) { r.PerKey("perkey", input, got, false) },
 	}
 	right := map[string]map[int32][]Output{
 		"echo": Echo(input), "counts": Counts(input), "perkey": Echo(input),

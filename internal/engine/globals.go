@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -122,7 +123,7 @@ func (g *globals) apply(table *topology.GlobalSource, partition int32, records [
 		if key == nil {
 			continue
 		}
-		b.Set(append(prefix[:len(prefix):len(prefix)], key...), row)
+		b.Set(append(slices.Clip(prefix), key...), row)
 	}
 	set(g.next, table.Topic, partition, next)
 	check := &state.Checkpoint{

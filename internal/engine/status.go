@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"time"
 
 	"github.com/millrace/millrace/state"
@@ -60,7 +61,7 @@ func (inst *Instance) setState(t *task, st TaskState, err error) {
 func (inst *Instance) setStateOf(id state.TaskID, st TaskState, err error) {
 	inst.mu.Lock()
 	s := inst.statusOf(id)
-	same := s.State == st && s.Err == err
+	same := s.State == st && errors.Is(err, s.Err)
 	s.State, s.Err, s.Since = st, err, time.Now()
 	copied := *s
 	inst.mu.Unlock()

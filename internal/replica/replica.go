@@ -15,6 +15,7 @@ import (
 	"github.com/lovoo/goka/storage"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/state"
@@ -80,11 +81,11 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 	defer reader.Close()
 	source, err := kafka.NewViewSource(ctx, cl, reader, r.cfg.Topic, r.cfg.Logger)
 	if err != nil {
-		return r.explain(ctx, err)
+		return r.explain(err)
 	}
 	parts, err := r.partitions(ctx, cl)
 	if err != nil {
-		return r.explain(ctx, err)
+		return r.explain(err)
 	}
 	if err := r.dropForeign(db, source.TopicID(), parts); err != nil {
 		return err
@@ -104,35 +105,25 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 
 // run runs the view and notes when it has caught up.
 func (r *Replica) run(ctx context.Context, view *goka.View, source *kafka.ViewSource) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	viewed, caught := make(chan error, 1), make(chan error, 1)
-	go func() { viewed <- view.Run(ctx) }() // both end with ctx
-	go func() { caught <- source.CaughtUp(ctx) }()
-	var err error
-	select {
-	case err = <-viewed:
-		cancel()
-		<-caught
-		return r.explain(ctx, err)
-	case err = <-caught:
-	}
-	if err == nil {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return view.Run(ctx) })
+	group.Go(func() error {
+		if err := source.CaughtUp(ctx); err != nil {
+			return err
+		}
 		select {
 		case <-view.WaitRunning():
 			close(r.ready)
 		case <-ctx.Done():
 		}
-		return r.explain(ctx, <-viewed)
-	}
-	cancel()
-	<-viewed
-	return r.explain(ctx, err)
+		return nil
+	})
+	return r.explain(group.Wait())
 }
 
 // explain drops the errors of an ordinary end.
-func (r *Replica) explain(ctx context.Context, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) && ctx.Err() != nil {
+func (r *Replica) explain(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return fmt.Errorf("replica of store %q: %w", r.cfg.Store.Name, err)

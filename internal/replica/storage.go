@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -46,7 +47,7 @@ func (s *rows) Open() error {
 func (s *rows) Set(key string, value []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.batch.Set(append(s.prefix[:len(s.prefix):len(s.prefix)], key...), value)
+	s.batch.Set(append(slices.Clip(s.prefix), key...), value)
 	return nil
 }
 

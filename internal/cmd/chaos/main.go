@@ -80,7 +80,11 @@ func chaosMain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer kafka.Stop()
+	defer func() {
+		if err := kafka.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "chaos:", err)
+		}
+	}()
 	cfg.Brokers = []string{kafka.Addr()}
 	cfg.Restart = func(ctx context.Context) error {
 		if err := kafka.Kill(); err != nil {
