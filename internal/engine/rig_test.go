@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -70,10 +71,13 @@ func (r *rig) produce(topic string, records ...*kgo.Record) {
 	}
 }
 
-// read returns the committed records of partition 0.
+// read returns the committed records of partition 0, none if there is no topic.
 func (r *rig) read(topic string) []checker.Record {
 	r.t.Helper()
 	logs, err := checker.Read(r.t.Context(), r.opts(), topic)
+	if errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return nil // the instance has not created it yet
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
