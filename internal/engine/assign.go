@@ -199,7 +199,7 @@ func (s *session) parkFailed() {
 	if s.began {
 		return
 	}
-	for _, t := range s.sorted() {
+	for _, t := range s.tasks {
 		if t.failure == nil {
 			continue
 		}

@@ -13,7 +13,9 @@ import (
 )
 
 const (
-	// idleCommit is the least time between two commits when input is idle.
+	// idleCommit is the least time between two commits when input is idle, unless
+	// commits take longer: then as long as they do, so that they take at most half
+	// of a worker's time and a busy broker is not made busier.
 	idleCommit = 5 * time.Millisecond
 	// idlePoll is how long no record must have come for input to count as idle
 	// after a busy cycle.
@@ -43,8 +45,11 @@ func (s *session) due(now time.Time) bool {
 	if size >= s.w.cfg.MaxUncommittedBytes {
 		return true
 	}
-	return since >= idleCommit && s.idle(now) && (s.light() || now.Sub(s.lastRecord) >= idlePoll)
+	return since >= s.idleGap() && s.idle(now) && (s.light() || now.Sub(s.lastRecord) >= idlePoll)
 }
+
+// idleGap is the time to leave between two commits while input is idle.
+func (s *session) idleGap() time.Duration { return max(idleCommit, s.commitTime) }
 
 func (s *session) moved() bool {
 	for _, t := range s.tasks {
@@ -99,6 +104,7 @@ func (s *session) commit() error {
 	}
 	outcome, err := s.endCycle(context.WithoutCancel(s.ctx), fence, took, offsets)
 	s.began, s.lastCommit = false, time.Now()
+	s.commitTime += (s.lastCommit.Sub(started) - s.commitTime) / 8
 	if outcome == kafka.Committed {
 		s.w.inst.metrics.committed(s.w.group, time.Since(started))
 		return s.committed(took, offsets)

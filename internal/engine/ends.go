@@ -9,7 +9,7 @@ import (
 
 const (
 	// endsEvery is how often a worker asks for the ends of its tasks' inputs.
-	endsEvery = time.Second
+	endsEvery = 2 * time.Second
 	// endsFresh is how old an answer may be that says that an input is at its end.
 	endsFresh = 3 * endsEvery
 )

@@ -56,6 +56,7 @@ type session struct {
 	// the open transaction
 	began      bool
 	lastCommit time.Time
+	commitTime time.Duration // how long commits take, smoothed
 	lastRecord time.Time // when the last record was polled
 
 	// the ends of the inputs, see lookAtEnds
@@ -266,7 +267,7 @@ func (s *session) patience(now time.Time) time.Duration {
 	if s.began {
 		wait = min(wait, s.w.cfg.CommitInterval-now.Sub(s.lastCommit))
 		if s.light() {
-			wait = min(wait, idleCommit-now.Sub(s.lastCommit))
+			wait = min(wait, s.idleGap()-now.Sub(s.lastCommit))
 		}
 	}
 	for _, t := range s.tasks {

@@ -264,7 +264,7 @@ func (c *Config) WorkerOpts(w Worker) []kgo.Opt {
 		kgo.TransactionTimeout(TransactionTimeout),
 		kgo.SessionTimeout(SessionTimeout),
 		// A fetch that waits does not include partitions resumed meanwhile.
-		kgo.FetchMaxWait(250*time.Millisecond),
+		kgo.FetchMaxWait(500*time.Millisecond),
 		// Flush sends at once; until then waiting makes batches larger.
 		kgo.ProducerLinger(5*time.Millisecond),
 	)
