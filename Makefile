@@ -8,6 +8,8 @@ VALIDATE := .build/protovalidate/buf/validate/validate.proto
 BASE     ?= main
 # How long "make fuzz" gives each target.
 FUZZTIME ?= 10s
+# How many schedules "make sim" runs; "make test" runs 100 of them.
+SCHEDULES ?= 1000
 # The folder of conformance cases for "make cases".
 CASES    ?=
 
@@ -27,6 +29,10 @@ test: ## unit tests and simulation
 	$(GO) test ./...
 	@command -v java >/dev/null && command -v mvn >/dev/null || \
 		echo "skipped: the tests against Apache Kafka (make integration), since Java or Maven is missing"
+
+.PHONY: sim
+sim: ## SCHEDULES (1000) simulated schedules of faults
+	$(GO) test -count 1 -timeout 40m -run TestSchedules ./internal/sim -schedules $(SCHEDULES)
 
 .PHONY: race
 race: ## the same under the race detector
