@@ -139,3 +139,29 @@ func FuzzWindowedSerde(f *testing.F) {
 		}
 	})
 }
+
+func FuzzSessionSerde(f *testing.F) {
+	s := SessionSerde(serde.String())
+	f.Add([]byte("key\x00\x00\x00\x00\x00\x00\xea\x60\x00\x00\x00\x00\x00\x00\x00\x01"), "key", int64(5), int64(7))
+	f.Add([]byte("short"), "", int64(0), int64(0))
+	f.Add([]byte("\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02"), "a", int64(1), int64(1))
+	f.Fuzz(func(t *testing.T, data []byte, key string, start, end int64) {
+		if w, err := s.Decode(data); err == nil {
+			if again, err := s.Append(nil, w); err != nil || !bytes.Equal(again, data) {
+				t.Fatalf("%q came back as %q: %v", data, again, err)
+			}
+		}
+		start &= math.MaxInt64
+		w := Windowed[string]{key, start, max(start, end)}
+		enc, err := s.Append(nil, w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Decode(enc); err != nil || got != w {
+			t.Fatalf("%v came back as %v: %v", w, got, err)
+		}
+		if part := s.(PartitionKeyer).PartitionKey(enc); string(part) != key {
+			t.Fatalf("%v is partitioned by %q", w, part)
+		}
+	})
+}

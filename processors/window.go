@@ -4,29 +4,49 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/state"
 )
 
-// Windows are tumbling or hopping windows: [start, start+Size) for every
-// multiple of Advance from 0 on, so that they are aligned to the epoch and their
-// start is never negative. All durations are whole milliseconds.
+// WindowKind tells how windows are cut.
+type WindowKind uint8
+
+// The kinds of windows.
+const (
+	TimeWindows     WindowKind = iota // tumbling or hopping
+	SlidingWindows                    // around records
+	SessionWindows                    // between gaps
+	UnlimitedWindow                   // one, without an end
+)
+
+// Windows say how an aggregation cuts time. All durations are whole milliseconds.
 type Windows struct {
+	Kind WindowKind
+	// Size is the length of windows, of sessions the gap between them.
+	//
+	// Tumbling and hopping windows are [start, start+Size) for every multiple of
+	// Advance from 0 on, so that they are aligned to the epoch and their start is
+	// never negative.
 	Size    time.Duration
 	Advance time.Duration // Size for tumbling windows
+	// Start is where an unlimited window begins, in ms since the epoch.
+	Start int64
 	// Grace is how long after its end, in stream time, a window takes records.
 	Grace time.Duration
-	// Retention is how long the store keeps a window from its start on, at least
-	// Size + Grace.
+	// Retention is how long the store keeps a window: from its start on at least
+	// Size + Grace, for sliding windows 2 Size + Grace; from its end on at least
+	// Size + Grace for sessions.
 	Retention time.Duration
 	// Final emits one result per window, when it closes, instead of every update.
 	Final bool
 }
 
-// Windowed is a key in a window. Start and End are ms since the epoch, End
-// exclusive.
+// Windowed is a key in a window. Start and End are ms since the epoch. End is
+// exclusive for tumbling and hopping windows, inclusive for sliding windows and
+// sessions, and the largest integer for an unlimited window.
 type Windowed[K any] struct {
 	Key        K
 	Start, End int64
@@ -37,10 +57,14 @@ func (w Windowed[K]) String() string { return fmt.Sprintf("[%v@%d/%d]", w.Key, w
 
 // WindowedSerde encodes a windowed key as the key's encoding followed by the
 // window's start as 8 bytes big-endian, as Kafka Streams does for time windows.
-// The end is not written: reading takes it from size.
+// The end is not written: reading takes it from size, which is [Unlimited] for an
+// unlimited window.
 func WindowedSerde[K any](keys serde.Serde[K], size time.Duration) serde.Serde[Windowed[K]] {
 	return windowedSerde[K]{keys, size}
 }
+
+// Unlimited is the size of a window without an end.
+const Unlimited time.Duration = math.MaxInt64
 
 type windowedSerde[K any] struct {
 	keys serde.Serde[K]
@@ -62,6 +86,9 @@ func (s windowedSerde[K]) Decode(data []byte) (w Windowed[K], err error) {
 	}
 	start := int64(binary.BigEndian.Uint64(data[n:]))
 	end := start + s.size.Milliseconds()
+	if s.size == Unlimited {
+		end = math.MaxInt64
+	}
 	if start < 0 || end < start {
 		return w, errors.New("windowed key: its start is out of range")
 	}
@@ -83,6 +110,9 @@ func InnerSerde[K any](windowed serde.Serde[Windowed[K]]) serde.Serde[K] {
 func (s windowedSerde[K]) PartitionKey(key []byte) []byte { return key[:max(0, len(key)-8)] }
 
 func (s windowedSerde[K]) Name() string {
+	if s.size == Unlimited {
+		return fmt.Sprintf("windowed(%s,unlimited)", s.keys.Name())
+	}
 	return fmt.Sprintf("windowed(%s,%s)", s.keys.Name(), s.size)
 }
 
@@ -97,16 +127,22 @@ func windowClock(t Task, step string) *state.Cell { return t.Cell(step + ".strea
 // windowClosed is the time up to which a step has emitted the windows that closed.
 func windowClosed(t Task, step string) *state.Cell { return t.Cell(step + ".closed") }
 
+// WindowStreamTime returns the stream time of a windowed step.
+func WindowStreamTime(t Task, step string) func() int64 { return windowClock(t, step).Value }
+
 // WindowTime returns the stream time that decides which rows in the store of a
-// [WindowAggregate] have expired. With Windows.Final it stays behind the windows
+// windowed step have expired. With Windows.Final it stays behind the windows
 // that are still to be emitted: when stream time leaps, they are needed beyond
 // their retention.
 func WindowTime(t Task, step string, w Windows) func() int64 {
 	if !w.Final {
 		return windowClock(t, step).Value
 	}
-	closed, grace := windowClosed(t, step), w.Grace.Milliseconds()
-	return func() int64 { return closed.Value() + grace }
+	closed, behind := windowClosed(t, step), w.Grace.Milliseconds()
+	if w.Kind == SessionWindows {
+		behind += w.Size.Milliseconds()
+	}
+	return func() int64 { return closed.Value() + behind }
 }
 
 // WindowAggregate keeps one aggregate per key and window in store. A record

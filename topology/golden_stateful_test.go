@@ -30,6 +30,29 @@ func TestStatefulGolden(t *testing.T) {
 		{"windows", func(b *Builder) {
 			Count(in(b).GroupByKey(), "n", Hopping(time.Minute, time.Second, Grace(time.Hour), Retention(24*time.Hour), EmitFinal())).ToStream().To("out")
 		}},
+		{"sliding, session and unlimited windows", func(b *Builder) {
+			g := in(b).GroupByKey()
+			Count(g, "sliding", Sliding(time.Minute, Grace(time.Hour), Retention(3*time.Hour))).ToStream().To("out")
+			Reduce(g, "session", Session(time.Minute, Grace(0), EmitFinal()), concat).ToStream().To("sessions")
+			Count(g, "forever", Unlimited(time.UnixMilli(1000))).ToStream().To("counts")
+		}},
+		{"cogroup of a stream and one by another key", func(b *Builder) {
+			add := func(_, v, agg string) string { return agg + v }
+			c := Cogroup(in(b).GroupByKey(), add)
+			c = CogroupWith(c, SelectKey(Stream(b, "other", s, s), value).GroupByKey(), add)
+			WindowedCogroup(c, "all", Tumbling(time.Minute, Grace(0)), s, func() string { return "" }).ToStream().To("out")
+			c.Aggregate("plain", s, func() string { return "" }).ToStream().To("plain-out")
+		}},
+		{"windows for the wrong function", func(b *Builder) {
+			g := in(b).GroupByKey()
+			start, add, merge := func() string { return "" }, func(_, _, a string) string { return a }, func(_, a, _ string) string { return a }
+			WindowedAggregate(g, "sessions", Session(time.Minute, Grace(0)), s, start, add)
+			SessionAggregate(g, "windows", Tumbling(time.Minute, Grace(0)), s, start, add, merge)
+			SessionCogroup(Cogroup(g, add), "cogroup", Sliding(time.Minute, Grace(0)), s, start, merge)
+			Count(g, "unlimited", Unlimited(time.UnixMilli(-1), Grace(0)))
+			Count(g, "gapless", Session(0))
+			Count(g, "short", Sliding(time.Minute, Grace(time.Minute), Retention(2*time.Minute)))
+		}},
 		{"grouped table", func(b *Builder) {
 			TableGroupBy(rows(b, "t"), "g", func(k, v string) (string, string) { return v, k }).Count("n").ToStream().To("out")
 		}},

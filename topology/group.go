@@ -94,58 +94,96 @@ func aggregate[K, V, A any](g *KGroupedStream[K, V], op, store string, agg serde
 	return t
 }
 
-// Count counts the records of each key and window in the window store named
-// store. Records without a value count too.
+// Count counts the records of each key and window in the store named store.
+// Records without a value count too, but for [Sliding] windows.
 //
-// This function and its siblings [Reduce] and [WindowedAggregate] count a record
-// in every window that contains its timestamp, except windows that have closed:
-// whose end + grace is at or before stream time, the largest timestamp the step
-// has accepted. For each of these it is dropped ("late"). Every update is
-// forwarded, or with [EmitFinal] the last one. A result's timestamp is the largest
-// of the contributing records. The changelog is <app>.<store>-table.
+// This function and its siblings [Reduce], [WindowedAggregate] and
+// [SessionAggregate] count a record in every window that contains its timestamp,
+// except windows that have closed. Those of [Tumbling] and [Hopping] are closed
+// when their end + grace is at or before stream time, the largest timestamp the
+// step has accepted; see [EmitFinal] for the others. For each of these the record
+// is dropped ("late"). Every update is forwarded, or with [EmitFinal] the last
+// one. A result's timestamp is the largest of the contributing records. The
+// changelog is <app>.<store>-table.
 //
 // Counting without windows is the method [KGroupedStream.Count].
 func Count[K, V any](g *KGroupedStream[K, V], store string, w Windows) *KTable[Windowed[K], int64] {
-	return windowed(g, "windowed-count", store, w, serde.Int64(), processors.CountUpdate[K, V]())
+	plus := func(_ K, a, b int64) (int64, error) { return a + b, nil }
+	return windowed(g, "windowed-count", store, w, serde.Int64(), processors.CountUpdate[K, V](), processors.MergeAggregates(func() int64 { return 0 }, plus))
 }
 
-// Reduce combines the values of each key and window with f in the window store
-// named store; see [Count] for windows and [KGroupedStream.Reduce] for f, which
-// sees the zero value for a record without a value.
+// Reduce combines the values of each key and window with f in the store named
+// store; see [Count] for windows and [KGroupedStream.Reduce] for f, which sees the
+// zero value for a record without a value. The results of sessions that merge are
+// combined with f too.
 func Reduce[K, V any](g *KGroupedStream[K, V], store string, w Windows, f func(agg, value V) V) *KTable[Windowed[K], V] {
-	return windowed(g, "windowed-reduce", store, w, g.s.value, processors.ReduceUpdate[K](noError2(f)))
+	return windowed(g, "windowed-reduce", store, w, g.s.value, processors.ReduceUpdate[K](noError2(f)), processors.MergeReduce[K](noError2(f)))
 }
 
-// WindowedAggregate combines the values of each key and window in the window
-// store named store; see [Count] for windows and [Aggregate] for the functions.
-// add sees the zero value for a record without a value.
+// WindowedAggregate combines the values of each key and window in the store named
+// store; see [Count] for windows and [Aggregate] for the functions. add sees the
+// zero value for a record without a value. Sessions need [SessionAggregate].
 func WindowedAggregate[K, V, A any](g *KGroupedStream[K, V], store string, w Windows, agg serde.Serde[A], start func() A, add func(key K, value V, agg A) A) *KTable[Windowed[K], A] {
-	return windowed(g, "windowed-aggregate", store, w, agg, processors.AggregateUpdate(start, noError3(add)))
+	return windowed(g, "windowed-aggregate", store, w, agg, processors.AggregateUpdate(start, noError3(add)), nil)
 }
 
-func windowed[K, V, A any](g *KGroupedStream[K, V], op, store string, w Windows, agg serde.Serde[A], update processors.Update[K, V, A]) *KTable[Windowed[K], A] {
+// SessionAggregate combines the values of each key and session in the store named
+// store; see [Session] for sessions and [Aggregate] for start and add. merge
+// combines the aggregates of sessions that a record connects: beginning with
+// start(), each of them in the order of time; then the record is added.
+func SessionAggregate[K, V, A any](g *KGroupedStream[K, V], store string, w Windows, agg serde.Serde[A], start func() A, add func(key K, value V, agg A) A, merge func(key K, a, b A) A) *KTable[Windowed[K], A] {
+	return windowed(g, "session-aggregate", store, w, agg, processors.AggregateUpdate(start, noError3(add)), processors.MergeAggregates(start, noError3(merge)))
+}
+
+func windowed[K, V, A any](g *KGroupedStream[K, V], op, store string, w Windows, agg serde.Serde[A], update processors.Update[K, V, A], merge processors.Merge[K, A]) *KTable[Windowed[K], A] {
 	s := g.in(store)
-	t := &KTable[Windowed[K], A]{b: s.b, value: agg, store: store, uses: []string{store}}
-	if s.key != nil {
-		t.key = WindowedSerde(s.key, w.Size)
+	in := func(step *processors.WindowStep[K, A]) any {
+		return processors.Guard(store, processors.WindowedAggregate(step, update))
 	}
-	n := &node{kind: kindStateful, op: op, name: store, detail: w.String(), timers: true, stores: t.b.windowSpec(op, store, w, s.key, agg)}
+	return windowedTable(s.b, op, store, w, s.key, agg, merge, []windowInput[K, A]{in}, s.from)
+}
+
+// A windowInput starts an input of a windowed aggregation.
+type windowInput[K, A any] func(*processors.WindowStep[K, A]) any
+
+// windowedTable adds the step that aggregates by key and window.
+func windowedTable[K, A any](b *Builder, op, store string, w Windows, key serde.Serde[K], agg serde.Serde[A], merge processors.Merge[K, A], inputs []windowInput[K, A], from ...port) *KTable[Windowed[K], A] {
+	t := &KTable[Windowed[K], A]{
+		b: b, value: agg, store: store, uses: []string{store},
+		end: func(k Windowed[K]) int64 { return k.End }, closes: w.closes(),
+	}
+	switch sessions := w.Kind == processors.SessionWindows; {
+	case sessions && merge == nil:
+		b.fail("%s %q: sessions merge; use topology.SessionAggregate or topology.SessionCogroup", op, store)
+	case !sessions && (op == "session-aggregate" || op == "session-cogroup"):
+		b.fail("%s %q: the windows are no sessions; pass topology.Session, or use topology.WindowedAggregate or topology.WindowedCogroup", op, store)
+	case key == nil:
+	case sessions:
+		t.key = SessionSerde(key)
+	default:
+		t.key = WindowedSerde(key, w.Size)
+	}
+	n := &node{kind: kindStateful, op: op, name: store, detail: w.String(), timers: true, stores: b.windowSpec(op, store, w, key, agg)}
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
-		rows, err := openWindow(task, store, w, s.key, agg)
+		step, err := openWindowed(task, store, w, key, agg)
 		if err != nil {
 			return nil, err
 		}
-		next := forwards[Windowed[K], processors.Change[A]](out[0])
-		return []any{processors.Guard(store, processors.WindowAggregate(task, store, w.Windows, rows, update, next))}, nil
+		step.Merge, step.Next = merge, forwards[Windowed[K], processors.Change[A]](out[0])
+		started := make([]any, len(inputs))
+		for i, in := range inputs {
+			started[i] = in(step)
+		}
+		return started, nil
 	}
 	t.lookup = func(task processors.Task) (processors.Lookup[Windowed[K], A], error) {
-		rows, err := openWindow(task, store, w, s.key, agg)
+		step, err := openWindowed(task, store, w, key, agg)
 		if err != nil {
 			return nil, err
 		}
-		return processors.WindowLookup(rows), nil
+		return step.Lookup(), nil
 	}
-	t.from = port{n: t.b.addNode(n, s.from)}
+	t.from = port{n: b.addNode(n, from...)}
 	return t
 }
 

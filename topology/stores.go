@@ -2,6 +2,7 @@ package topology
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
@@ -14,7 +15,7 @@ func (b *Builder) keyValueSpec(op, store string, key, value serdeName) []state.S
 	return b.storeSpec(op, state.Spec{Name: store, Kind: state.KeyValue}, key, value)
 }
 
-// windowSpec declares a window store of the step op.
+// windowSpec declares the store of the windowed step op.
 func (b *Builder) windowSpec(op, store string, w Windows, key, value serdeName) []state.Spec {
 	if errs := w.check(); len(errs) > 0 {
 		for _, err := range errs {
@@ -22,7 +23,19 @@ func (b *Builder) windowSpec(op, store string, w Windows, key, value serdeName) 
 		}
 		return nil
 	}
-	return b.storeSpec(op, state.Spec{Name: store, Kind: state.Window, WindowSize: w.Size, Retention: w.Retention}, key, value)
+	specs := b.keyValueSpec(op, store, key, value)
+	if specs == nil {
+		return nil
+	}
+	switch spec := &specs[0]; w.Kind {
+	case processors.TimeWindows:
+		spec.Kind, spec.WindowSize, spec.Retention = state.Window, w.Size, w.Retention
+	case processors.SlidingWindows: // 1 ms: what closes now is still read
+		spec.Kind, spec.WindowSize, spec.Retention = state.Window, w.Size, w.Retention+time.Millisecond
+	case processors.SessionWindows:
+		specs[0] = state.SessionSpec(store, spec.KeySerde, spec.ValueSerde, w.Size, w.Retention+time.Millisecond)
+	}
+	return specs
 }
 
 // serdeName is the part of every serde.Serde that does not depend on its type.
@@ -54,12 +67,21 @@ func openKeyValue[K, V any](t processors.Task, name string, key serde.Serde[K], 
 	return state.NewKeyValueStore(s, key, value), nil
 }
 
-// openWindow opens the window store that the windowed aggregation of the same
-// name declared.
-func openWindow[K, V any](t processors.Task, name string, w Windows, key serde.Serde[K], value serde.Serde[V]) (state.WindowStore[K, V], error) {
+// openWindowed opens the store that the windowed aggregation of the same name
+// declared, as a step without merge and next.
+func openWindowed[K, V any](t processors.Task, name string, w Windows, key serde.Serde[K], value serde.Serde[V]) (*processors.WindowStep[K, V], error) {
 	s := t.Store(name)
 	if s == nil {
 		return nil, fmt.Errorf("store %q: not in this task", name)
 	}
-	return state.NewWindowStore(s, key, value, processors.WindowTime(t, name, w.Windows)), nil
+	step := &processors.WindowStep[K, V]{Task: t, Step: name, Windows: w.Windows}
+	switch expiry := processors.WindowTime(t, name, w.Windows); w.Kind {
+	case processors.SessionWindows:
+		step.Sessions = state.NewSessionStore(s, key, value, processors.WindowStreamTime(t, name), expiry)
+	case processors.UnlimitedWindow:
+		step.Forever = state.NewKeyValueStore(s, key, value)
+	default:
+		step.Rows = state.NewWindowStore(s, key, value, expiry)
+	}
+	return step, nil
 }

@@ -29,6 +29,10 @@ type KTable[K, V any] struct {
 	// rows; nil for a table without history.
 	history  time.Duration
 	versions func(processors.Task) (processors.VersionLookup[K, V], error)
+	// end returns the end of the window of a row's key, and closes is how many ms
+	// of stream time later the window closes; nil for a table without windows.
+	end    func(K) int64
+	closes int64
 }
 
 // Table reads a topic as a table: the last record of a key is its row, a record
@@ -144,7 +148,7 @@ func mapTable[K, V, R any](t *KTable[K, V], op string, m processors.RowMap[K, V,
 	}
 	lookup, versions := t.lookup, t.versions
 	out := &KTable[K, R]{
-		b: t.b, from: port{n: t.b.addNode(n, t.from)}, key: t.key, value: value, uses: t.uses, history: t.history,
+		b: t.b, from: port{n: t.b.addNode(n, t.from)}, key: t.key, value: value, uses: t.uses, history: t.history, end: t.end, closes: t.closes,
 		lookup: func(task processors.Task) (processors.Lookup[K, R], error) {
 			rows, err := lookup(task)
 			if err != nil {

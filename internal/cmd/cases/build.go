@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/topology"
 )
@@ -29,6 +30,7 @@ type step struct {
 	Fn         string  `json:"fn"`
 	Adder      string  `json:"adder"`
 	Subtractor string  `json:"subtractor"`
+	Merger     string  `json:"merger"`
 	Window     *window `json:"window"`
 	Emit       string  `json:"emit"`
 
@@ -37,10 +39,12 @@ type step struct {
 }
 
 type window struct {
-	Type    string `json:"type"`
-	Size    int64  `json:"size_ms"`
-	Advance int64  `json:"advance_ms"`
-	Grace   int64  `json:"grace_ms"`
+	Type       string `json:"type"`
+	Size       int64  `json:"size_ms"`
+	Advance    int64  `json:"advance_ms"`
+	Difference int64  `json:"difference_ms"`
+	Gap        int64  `json:"gap_ms"`
+	Grace      int64  `json:"grace_ms"`
 }
 
 // unsupported is the error for an operator that does not exist yet.
@@ -195,6 +199,10 @@ func (s *builder) aggregate(st step) (any, error) {
 	case st.Op == "reduce":
 		return topology.Reduce(g, st.ID, w, add), nil
 	}
+	if w.Kind == processors.SessionWindows {
+		merge, err := expression(strings.ReplaceAll(strings.ReplaceAll(" "+st.Merger+" ", " a ", " aggregate "), " b ", " value "))
+		return topology.SessionAggregate(g, st.ID, w, anything, start, addKey, func(_, a, b any) any { return merge(a, b) }), err
+	}
 	return topology.WindowedAggregate(g, st.ID, w, anything, start, addKey), nil
 }
 
@@ -209,6 +217,10 @@ func (st step) windows() (topology.Windows, error) {
 		return topology.Tumbling(ms(w.Size), opts...), nil
 	case "hopping":
 		return topology.Hopping(ms(w.Size), ms(w.Advance), opts...), nil
+	case "sliding":
+		return topology.Sliding(ms(w.Difference), opts...), nil
+	case "session":
+		return topology.Session(ms(w.Gap), opts...), nil
 	}
 	return topology.Windows{}, unsupported(w.Type + " window")
 }
@@ -269,7 +281,7 @@ func expression(s string) (func(agg, value any) any, error) {
 	if s == "aggregate with every occurrence of value removed" {
 		return func(agg, v any) any { return strings.ReplaceAll(text(agg), text(v), "") }, nil
 	}
-	terms := strings.Split(s, " + ")
+	terms := strings.Split(strings.TrimSpace(s), " + ")
 	for _, term := range terms {
 		switch {
 		case s == "", term == "aggregate", term == "old", term == "value":
