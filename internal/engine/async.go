@@ -70,5 +70,14 @@ func (t *task) startCalls() {
 // every transaction: what was paid for must not be lost with one.
 func (inst *Instance) appendLoop(ctx context.Context, topic string, partition int32, raw processors.Raw) error {
 	r := &kgo.Record{Topic: topic, Partition: partition, Key: raw.Key, Value: raw.Value, Headers: toHeaders(raw.Headers), Timestamp: time.UnixMilli(raw.Timestamp)}
-	return inst.plain.ProduceSync(ctx, r).FirstErr()
+	// Not ProduceSync: a record that was sent and not acknowledged is not given up
+	// when ctx ends, and without a broker that would be never.
+	done := make(chan error, 1)
+	inst.plain.Produce(ctx, r, func(_ *kgo.Record, err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
