@@ -165,3 +165,52 @@ func FuzzSessionSerde(f *testing.F) {
 		}
 	})
 }
+
+func FuzzAloneSerde(f *testing.F) {
+	s := AloneSerde(serde.String())
+	f.Add([]byte("short"), "a", int64(1), int64(2), "a\x00", int64(1), int64(2), true)
+	f.Add(make([]byte, 19), "", int64(0), int64(0), "\x00\xff", int64(0), int64(1), false)
+	f.Fuzz(func(t *testing.T, data []byte, key string, time, number int64, key2 string, time2, number2 int64, left bool) {
+		if a, err := s.Decode(data); err == nil {
+			if again, err := s.Append(nil, a); err != nil || !bytes.Equal(again, data) {
+				t.Fatalf("%q came back as %q: %v", data, again, err)
+			}
+		}
+		a := Alone[string]{Time: time & math.MaxInt64, Key: key, Number: number & math.MaxInt64}
+		b := Alone[string]{Time: time2 & math.MaxInt64, Left: left, Key: key2, Number: number2 & math.MaxInt64}
+		encA, errA := s.Append(nil, a)
+		encB, errB := s.Append(nil, b)
+		if errA != nil || errB != nil {
+			t.Fatal(errA, errB)
+		}
+		if got, err := s.Decode(encB); err != nil || got != b {
+			t.Fatalf("%v came back as %v: %v", b, got, err)
+		}
+		side := 0
+		if b.Left {
+			side = -1
+		}
+		if got, want := bytes.Compare(encA, encB), cmp.Or(cmp.Compare(a.Time, b.Time), side, cmp.Compare(a.Key, b.Key), cmp.Compare(a.Number, b.Number)); got != want {
+			t.Fatalf("%v and %v are ordered %d, want %d", a, b, got, want)
+		}
+		bound, err := s.Append(nil, Alone[string]{Time: a.Time, Bound: true})
+		if err != nil || bytes.Compare(bound, encA) >= 0 {
+			t.Fatalf("the bound %q is not below %q: %v", bound, encA, err)
+		}
+	})
+}
+
+func FuzzEitherSerde(f *testing.F) {
+	s := EitherSerde(serde.String(), serde.Int64())
+	f.Add([]byte{})
+	f.Add([]byte{1, 'x'})
+	f.Add([]byte{0, 1})
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0, 7})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if e, err := s.Decode(data); err == nil {
+			if again, err := s.Append(nil, e); err != nil || !bytes.Equal(again, data) {
+				t.Fatalf("%q came back as %q: %v", data, again, err)
+			}
+		}
+	})
+}

@@ -67,6 +67,8 @@ func (k Kind) String() string {
 		return "key-value"
 	case Window:
 		return "window"
+	case Events:
+		return "event"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -83,6 +85,9 @@ func newManifestFile(m Manifest, identity string) *manifestFile {
 		e := storeManifest{Kind: s.Kind.String(), Key: s.KeySerde, Value: s.ValueSerde}
 		if s.Kind == Window {
 			e.Window, e.Retention = s.WindowSize.String(), s.Retention.String()
+		}
+		if s.Kind == Events {
+			e.Retention = s.Retention.String()
 		}
 		f.Stores[s.Name] = e
 	}
@@ -241,6 +246,8 @@ func (m Manifest) validate() error {
 			return fmt.Errorf("state: store %q: control characters in the name", s.Name)
 		case s.Kind == Window && (s.Retention < time.Millisecond || s.WindowSize < time.Millisecond):
 			return fmt.Errorf("state: store %q: window size %s and retention %s: both must be at least 1 ms", s.Name, s.WindowSize, s.Retention)
+		case s.Kind == Events && s.Retention < time.Millisecond:
+			return fmt.Errorf("state: store %q: retention %s: it must be at least 1 ms", s.Name, s.Retention)
 		}
 	}
 	return nil

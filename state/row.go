@@ -35,8 +35,8 @@ func SplitRow(row []byte) (timestamp int64, value []byte, err error) {
 //
 // A key-value store logs the plain key and value with the row's timestamp, a
 // window store the key followed by the window start and the row as it is with
-// the wall clock, and the task's own rows are logged as they are with the wall
-// clock. Key and value may alias the arguments. It panics on rows that no store
+// the wall clock, an event store the key followed by the event's time and number,
+// and the task's own rows are logged as they are with the wall clock. Key and value may alias the arguments. It panics on rows that no store
 // of this kind wrote.
 func (s *Spec) ChangelogRecord(rowKey, row []byte, now int64) (key, value []byte, timestamp int64) {
 	switch {
@@ -48,6 +48,13 @@ func (s *Spec) ChangelogRecord(rowKey, row []byte, now int64) (key, value []byte
 			panic(fmt.Sprintf("store %q: %v", s.Name, err))
 		}
 		return binary.BigEndian.AppendUint64(user, uint64(start)), row, now
+	case s.Kind == Events:
+		user, time, number, err := splitEventKey(rowKey)
+		if err != nil {
+			panic(fmt.Sprintf("store %q: %v", s.Name, err))
+		}
+		user = binary.BigEndian.AppendUint64(user, uint64(time))
+		return binary.BigEndian.AppendUint64(user, uint64(number)), row, now
 	case row == nil:
 		return rowKey, nil, now
 	}
@@ -75,8 +82,11 @@ func (s *Spec) appendRowKey(dst, key, value []byte) ([]byte, error) {
 	if key == nil {
 		return dst, fmt.Errorf("store %q: a changelog record without a key", s.Name)
 	}
-	if s.Name == TaskRows || s.Kind != Window {
+	switch {
+	case s.Name == TaskRows || s.Kind == KeyValue:
 		return append(dst, key...), nil
+	case s.Kind == Events:
+		return s.appendEventLogKey(dst, key)
 	}
 	user := len(key) - 8
 	if user < 0 {

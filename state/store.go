@@ -19,6 +19,7 @@ type Kind uint8
 const (
 	KeyValue Kind = iota
 	Window
+	Events
 )
 
 // A Spec describes one store of a topology.
@@ -30,7 +31,8 @@ type Spec struct {
 	// directory that holds others.
 	KeySerde, ValueSerde string
 	// WindowSize and Retention are set for window stores: a row is kept until
-	// stream time passes its window start by Retention.
+	// stream time passes its window start by Retention. Retention is set for event
+	// stores too.
 	WindowSize, Retention time.Duration
 	// SourceTopic, when not empty, is the topic whose records are the log of this
 	// store, so that it has no changelog of its own.

@@ -246,8 +246,8 @@ func findSegment(rows scan, first, last int64, reverse bool) (segment int64, ok 
 		if err != nil {
 			return 0, false, err
 		}
-		if _, _, err := splitWindowKey(kv.Key); err != nil {
-			return 0, false, err
+		if len(kv.Key) < 8 {
+			return 0, false, fmt.Errorf("%w: %x is not the key of a window row", ErrCorrupt, kv.Key)
 		}
 		return int64(binary.BigEndian.Uint64(kv.Key)), true, nil
 	}

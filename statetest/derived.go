@@ -254,3 +254,64 @@ func compareSessions(t testing.TB, s state.SessionStore[string, int64], all []st
 		}
 	}
 }
+
+// Events tests the event store against a list of all events.
+func Events(t *testing.T, newStorage func(t testing.TB) Opener) {
+	const minute, retention = int64(60_000), int64(20)
+	spec := state.Spec{Name: "e", Kind: state.Events, KeySerde: "string", ValueSerde: "string", Retention: time.Duration(retention) * time.Minute}
+	type event struct {
+		key string
+		state.Event[string]
+	}
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 4))
+			r := newRig(newStorage(t)(t), spec)
+			defer func() { closeBackend(t, r.db) }()
+			var s state.EventStore[string, string]
+			now := int64(0)
+			attach := func(p *state.Partition) {
+				s = state.NewEventStore(p.Store("e"), serde.String(), serde.String(), func() int64 { return now * minute })
+			}
+			attach(r.part)
+			if s.Put("a", -1, 0, "") == nil || s.Put("a", 0, -1, "") == nil {
+				t.Error("a negative time or number is accepted")
+			}
+			var all []event
+			for i := range int64(500) {
+				now += rng.Int64N(2)
+				e := event{fmt.Sprintf("k%d\x00", rng.IntN(3)), state.Event[string]{Time: max(0, now-rng.Int64N(retention+3)) * minute, Number: i, Value: fmt.Sprint(rng.IntN(3))[:rng.IntN(2)]}}
+				must(t, s.Put(e.key, e.Time, e.Number, e.Value))
+				oldest := max(0, (now-retention)*minute+1)
+				if e.Time >= oldest {
+					all = append(all, e)
+				}
+				from, to := (now-rng.Int64N(retention+2))*minute, (now+1-rng.Int64N(retention))*minute
+				var want, got []state.Event[string]
+				for _, o := range all {
+					if o.key == e.key && o.Time >= max(from, oldest) && o.Time <= to {
+						want = append(want, o.Event)
+					}
+				}
+				slices.SortStableFunc(want, func(a, b state.Event[string]) int { return cmp.Compare(a.Time, b.Time) })
+				for o, err := range s.Fetch(e.key, from, to) {
+					must(t, err)
+					got = append(got, o)
+				}
+				if !slices.Equal(got, want) {
+					t.Fatalf("events of %q in [%d, %d]: got %v, want %v", e.key, from, to, got, want)
+				}
+				r.disturb(t, rng, attach)
+			}
+			r.commit(t)
+			n := 0
+			for _, err := range r.part.Store("e").Scan(nil, nil, false) {
+				must(t, err)
+				n++
+			}
+			if len(all) < 400 || n > 300 {
+				t.Errorf("%d of %d events are kept, segments do not expire", n, len(all))
+			}
+		})
+	}
+}

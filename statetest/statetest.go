@@ -23,6 +23,7 @@ func Run(t *testing.T, newStorage func(t testing.TB) Opener) {
 	t.Run("key-value", func(t *testing.T) { KeyValue(t, newStorage) })
 	t.Run("window", func(t *testing.T) { Window(t, newStorage) })
 	t.Run("sessions", func(t *testing.T) { Sessions(t, newStorage) })
+	t.Run("events", func(t *testing.T) { Events(t, newStorage) })
 	t.Run("versioned", func(t *testing.T) { Versioned(t, newStorage) })
 	t.Run("restore", func(t *testing.T) { Restore(t, newStorage) })
 	t.Run("view", func(t *testing.T) { View(t, newStorage) })

@@ -181,7 +181,7 @@ func (s *SubTopology) Changelogs() []Changelog {
 			continue
 		}
 		kind := TopicChangelog
-		if spec.Kind == state.Window {
+		if spec.Kind != state.KeyValue {
 			kind = TopicWindowChangelog
 		}
 		logs = append(logs, Changelog{topic, spec, kind})

@@ -48,6 +48,9 @@ func (s *SubTopology) describeStore(spec state.Spec) string {
 	if spec.Kind == state.Window {
 		kind = fmt.Sprintf("window store, size %v, retention %v,", spec.WindowSize, spec.Retention)
 	}
+	if spec.Kind == state.Events {
+		kind = fmt.Sprintf("event store, retention %v,", spec.Retention)
+	}
 	log := s.Changelog(spec.Name)
 	if log == "" {
 		log = spec.SourceTopic

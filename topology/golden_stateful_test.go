@@ -53,6 +53,21 @@ func TestStatefulGolden(t *testing.T) {
 			Count(g, "gapless", Session(0))
 			Count(g, "short", Sliding(time.Minute, Grace(time.Minute), Retention(2*time.Minute)))
 		}},
+		{"stream-stream joins", func(b *Builder) {
+			w := Between(time.Second, time.Minute, Grace(time.Hour))
+			other := SelectKey(Stream(b, "other", s, s), value)
+			StreamOuterJoin(in(b), other, "j", w, func(l string, _ bool, r string, _ bool) string { return l + r }).To("out")
+		}},
+		{"a stream joined with itself", func(b *Builder) {
+			self := in(b)
+			StreamJoin(self, self, "j", Within(time.Second, Grace(0)), concat).To("out")
+		}},
+		{"join windows that cannot be", func(b *Builder) {
+			StreamJoin(in(b), in(b), "open", Within(time.Second), concat)
+			StreamJoin(in(b), in(b), "gone", Between(-time.Minute, time.Second, Grace(-time.Second)), concat)
+			shapes := MapValues(in(b), func(string) shape { return shape{} })
+			StreamJoin(in(b), shapes, "micro", Within(time.Microsecond, Grace(0)), func(l string, _ shape) string { return l })
+		}},
 		{"grouped table", func(b *Builder) {
 			TableGroupBy(rows(b, "t"), "g", func(k, v string) (string, string) { return v, k }).Count("n").ToStream().To("out")
 		}},

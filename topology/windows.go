@@ -113,9 +113,11 @@ func newWindows(windows processors.Windows, span time.Duration, opts []WindowOpt
 // the grace, so that updates of the table that come late are seen; see [Versioned].
 func Grace(d time.Duration) GraceOption { return grace(d) }
 
-// A GraceOption fits windows, and joins with a table that has a history.
+// A GraceOption fits windows, joins of streams, and joins with a table that has a
+// history.
 type GraceOption interface {
 	WindowOption
+	JoinWindowOption
 	JoinOption
 }
 

@@ -34,6 +34,8 @@ type step struct {
 	Window     *window `json:"window"`
 	Emit       string  `json:"emit"`
 
+	Before    int64  `json:"before_ms"`
+	After     int64  `json:"after_ms"`
 	Versioned *int64 `json:"versioned_history_ms"`
 	Grace     *int64 `json:"grace_ms"`
 }
@@ -109,6 +111,8 @@ func (s *builder) add(st step) error {
 		made, err = s.aggregate(st)
 	case "streamTableJoin":
 		made, err = s.streamTableJoin(st)
+	case "streamStreamJoin":
+		made, err = s.streamStreamJoin(st)
 	case "tableTableJoin":
 		made, err = s.tableTableJoin(st)
 	case "toStream":
@@ -239,6 +243,24 @@ func (s *builder) streamTableJoin(st step) (any, error) {
 		return topology.LeftJoin(in, t, func(v, row any, _ bool) any { return st.join(v, row) }, opts...), nil
 	}
 	return topology.Join(in, t, func(v, row any) any { return st.join(v, row) }, opts...), nil
+}
+
+func (s *builder) streamStreamJoin(st step) (any, error) {
+	l, ok := s.made[st.Left].(*stream)
+	r, ok2 := s.made[st.Right].(*stream)
+	if !ok || !ok2 || st.Grace == nil {
+		return nil, nil
+	}
+	w := topology.Between(ms(st.Before), ms(st.After), topology.Grace(ms(*st.Grace)))
+	switch st.Kind {
+	case "inner":
+		return topology.StreamJoin(l, r, st.ID, w, st.join), nil
+	case "left":
+		return topology.StreamLeftJoin(l, r, st.ID, w, func(a, b any, _ bool) any { return st.join(a, b) }), nil
+	case "outer":
+		return topology.StreamOuterJoin(l, r, st.ID, w, func(a any, _ bool, b any, _ bool) any { return st.join(a, b) }), nil
+	}
+	return nil, unsupported(st.Kind + " stream-stream join")
 }
 
 func (s *builder) tableTableJoin(st step) (any, error) {
