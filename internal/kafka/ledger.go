@@ -115,12 +115,15 @@ type Ledger struct {
 	topicIDs map[string][16]byte
 	promise  func(*kgo.Record, error) // l.onPromise, bound once
 
-	begun    atomic.Bool
-	dead     atomic.Bool
-	mu       sync.Mutex // guards what follows
-	pid      int64      // producer id and epoch since begun
-	epoch    int16
-	beginErr error // why the transaction could not begin
+	begun atomic.Bool
+	dead  atomic.Bool
+	// beginning holds a value while begin sets what follows.
+	beginning chan struct{}
+	pid       int64 // producer id and epoch since begun
+	epoch     int16
+	beginErr  error // why the transaction could not begin
+
+	mu       sync.Mutex // guards failures
 	failures []ProduceFailure
 }
 
@@ -149,7 +152,7 @@ func NewLedger(ctx context.Context, cl *kgo.Client, info BrokerInfo) (*Ledger, e
 	if err != nil {
 		return nil, fmt.Errorf("ledger: initialise transactional id %q: %w", txnID, err)
 	}
-	l := &Ledger{cl: cl, group: group, txnID: txnID, implicit: info.implicitOffsets(), topicIDs: make(map[string][16]byte)}
+	l := &Ledger{cl: cl, group: group, txnID: txnID, implicit: info.implicitOffsets(), topicIDs: make(map[string][16]byte), beginning: make(chan struct{}, 1)}
 	l.promise = l.onPromise
 	return l, nil
 }
@@ -177,9 +180,11 @@ func (l *Ledger) onPromise(rec *kgo.Record, err error) {
 	l.failures = append(l.failures, ProduceFailure{rec, err})
 }
 
+// begin is called by all tasks at once; one of them asks the broker, and the others
+// wait for that without holding up what mu guards.
 func (l *Ledger) begin(ctx context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.beginning <- struct{}{}
+	defer func() { <-l.beginning }()
 	if l.begun.Load() {
 		return nil
 	}

@@ -274,7 +274,18 @@ func Describe(ctx context.Context, adm *kadm.Client, names ...string) (map[strin
 	}
 	// Asking for operations is what makes kadm leave its cache alone.
 	ctx = kadm.WithAuthorizedOps(ctx)
-	details, err := adm.ListTopics(ctx, names...)
+	var details kadm.TopicDetails
+	err := retry(ctx, retryFor, func(ctx context.Context) (err error) {
+		if details, err = adm.ListTopics(ctx, names...); err != nil {
+			return err
+		}
+		for _, d := range details { // an election, for example
+			if passing(d.Err) && !errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+				return fmt.Errorf("topic %s: %w", d.Topic, d.Err)
+			}
+		}
+		return nil
+	})
 	if errors.Is(err, kerr.TopicAuthorizationFailed) {
 		return describeEach(ctx, adm, names)
 	}

@@ -152,6 +152,7 @@ func (r *run) clientOpts() []kgo.Opt {
 func (r *run) close() error {
 	for _, n := range r.nodes {
 		n.stop()
+		n.link.setCut(true) // ends connections that a client left while they were made
 	}
 	for _, n := range r.dead {
 		<-n.done
