@@ -115,6 +115,11 @@ func (inst *Instance) prepare(ctx context.Context) error {
 	if err := inst.waitForBroker(ctx); err != nil {
 		return err
 	}
+	// Now, so that the first answer of a call does not wait for it: franz-go asks
+	// for the id under a lock that all its writes need.
+	if _, _, err := inst.plain.ProducerID(ctx); err != nil {
+		return fmt.Errorf("idempotent producer: %w: grant IdempotentWrite on the cluster (brokers before 2.8) or Write on the loop topics", err)
+	}
 	external, err := inst.externalTopics(ctx)
 	if err != nil {
 		return err
