@@ -214,3 +214,28 @@ func FuzzEitherSerde(f *testing.F) {
 		}
 	})
 }
+
+func FuzzHeldSerdes(f *testing.F) {
+	keys, rows := HeldKeySerde(serde.String()), HeldSerde(serde.String())
+	f.Add([]byte{})
+	f.Add([]byte{0, 'k'})
+	f.Add([]byte{1, 0, 0, 0, 0, 0, 0, 0, 9, 'k'})
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 9, 0, 3, 1, 'a', 'b'})
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 9, 1, 1, 'h', 3, 'v', 'w', 2, 'b'})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if k, err := keys.Decode(data); err == nil {
+			if again, err := keys.Append(nil, k); err != nil || !bytes.Equal(again, data) {
+				t.Fatalf("key %q came back as %q: %v", data, again, err)
+			}
+		}
+		if h, err := rows.Decode(data); err == nil {
+			enc, err := rows.Append(nil, h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := rows.Decode(enc); err != nil || !reflect.DeepEqual(again, h) {
+				t.Fatalf("%v came back as %v: %v", h, again, err)
+			}
+		}
+	})
+}

@@ -68,6 +68,18 @@ func TestStatefulGolden(t *testing.T) {
 			shapes := MapValues(in(b), func(string) shape { return shape{} })
 			StreamJoin(in(b), shapes, "micro", Within(time.Microsecond, Grace(0)), func(l string, _ shape) string { return l })
 		}},
+		{"suppressed tables", func(b *Builder) {
+			calm := rows(b, "t").Suppress("calm", UntilTimeLimit(time.Minute, MaxRecords(10), MaxBytes(1000)))
+			Join(in(b), calm.Filter(func(string, string) bool { return true }), concat).To("out")
+			n := Count(in(b).GroupByKey(), "n", Tumbling(time.Minute, Grace(0)))
+			n.Suppress("final", UntilWindowCloses(MaxRecords(5))).ToStream().To("counts")
+		}},
+		{"what cannot be suppressed", func(b *Builder) {
+			rows(b, "t").Suppress("a", UntilWindowCloses())
+			Count(in(b).GroupByKey(), "n", Unlimited(time.UnixMilli(0))).Suppress("b", UntilWindowCloses())
+			Table(b, "v", "v", s, s, Versioned(time.Hour)).Suppress("c", UntilTimeLimit(time.Microsecond, MaxRecords(0), MaxBytes(-1)))
+			rows(b, "u").Suppress("d", UntilTimeLimit(0, ShutDownWhenFull()))
+		}},
 		{"grouped table", func(b *Builder) {
 			TableGroupBy(rows(b, "t"), "g", func(k, v string) (string, string) { return v, k }).Count("n").ToStream().To("out")
 		}},

@@ -148,9 +148,9 @@ type windowInput[K, A any] func(*processors.WindowStep[K, A]) any
 
 // windowedTable adds the step that aggregates by key and window.
 func windowedTable[K, A any](b *Builder, op, store string, w Windows, key serde.Serde[K], agg serde.Serde[A], merge processors.Merge[K, A], inputs []windowInput[K, A], from ...port) *KTable[Windowed[K], A] {
-	t := &KTable[Windowed[K], A]{
-		b: b, value: agg, store: store, uses: []string{store},
-		end: func(k Windowed[K]) int64 { return k.End }, closes: w.closes(),
+	t := &KTable[Windowed[K], A]{b: b, value: agg, store: store, uses: []string{store}}
+	if w.Kind != processors.UnlimitedWindow {
+		t.end, t.closes = func(k Windowed[K]) int64 { return k.End }, w.closes()
 	}
 	switch sessions := w.Kind == processors.SessionWindows; {
 	case sessions && merge == nil:

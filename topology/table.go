@@ -30,7 +30,8 @@ type KTable[K, V any] struct {
 	history  time.Duration
 	versions func(processors.Task) (processors.VersionLookup[K, V], error)
 	// end returns the end of the window of a row's key, and closes is how many ms
-	// of stream time later the window closes; nil for a table without windows.
+	// of stream time later the window closes; nil for a table without windows that
+	// close.
 	end    func(K) int64
 	closes int64
 }

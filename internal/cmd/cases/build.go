@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +34,12 @@ type step struct {
 	Merger     string  `json:"merger"`
 	Window     *window `json:"window"`
 	Emit       string  `json:"emit"`
+
+	Until      string `json:"until"`
+	Limit      int64  `json:"ms"`
+	MaxRecords int64  `json:"max_records"`
+	MaxBytes   int64  `json:"max_bytes"`
+	WhenFull   string `json:"when_full"`
 
 	Before    int64  `json:"before_ms"`
 	After     int64  `json:"after_ms"`
@@ -115,6 +122,8 @@ func (s *builder) add(st step) error {
 		made, err = s.streamStreamJoin(st)
 	case "tableTableJoin":
 		made, err = s.tableTableJoin(st)
+	case "suppress":
+		made, err = s.suppress(st)
 	case "toStream":
 		switch in := s.made[st.From].(type) {
 		case *table:
@@ -138,6 +147,35 @@ func (s *builder) add(st step) error {
 	}
 	s.made[st.ID] = made
 	return err
+}
+
+func (s *builder) suppress(st step) (any, error) {
+	var opts []topology.BufferOption
+	if st.MaxRecords > 0 {
+		opts = append(opts, topology.MaxRecords(st.MaxRecords))
+	}
+	if st.MaxBytes > 0 {
+		opts = append(opts, topology.MaxBytes(st.MaxBytes))
+	}
+	if st.WhenFull == "shut_down" {
+		opts = append(opts, topology.ShutDownWhenFull())
+	}
+	var until topology.Suppression
+	switch st.Until {
+	case "window_closes":
+		until = topology.UntilWindowCloses(opts...)
+	case "time_limit":
+		until = topology.UntilTimeLimit(ms(min(st.Limit, math.MaxInt64/int64(time.Millisecond))), opts...)
+	default:
+		return nil, unsupported("suppress until " + st.Until)
+	}
+	switch in := s.made[st.From].(type) {
+	case *table:
+		return in.Suppress(st.ID, until), nil
+	case *windowed:
+		return in.Suppress(st.ID, until), nil
+	}
+	return nil, nil
 }
 
 func (s *builder) groupBy(st step) (any, error) {

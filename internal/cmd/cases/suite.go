@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/topology"
@@ -98,7 +99,13 @@ func (c *testCase) run() (r result) {
 		r.Error = fmt.Sprintf("%d records dropped, want %d", len(d.Drops()), *want)
 		return r
 	}
-	r.Pass = same(r.Got, c.Expected)
+	want := slices.Clone(c.Expected)
+	for i := range want {
+		if len(sinks) == 1 && want[i].Topic == sinks[0] {
+			want[i].Topic = "" // some cases name their only topic
+		}
+	}
+	r.Pass = same(r.Got, want)
 	return r
 }
 
