@@ -435,3 +435,29 @@ func BenchmarkRead(b *testing.B) {
 	}
 	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mrecords/s")
 }
+
+// A batch larger than what a partition may take of an answer comes only when its
+// partition is asked for alone; with others it comes back empty, which is not the
+// end of the log.
+func TestReadTakesOversizedBatches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBroker(t, kfake.SeedTopics(2, "t"), kfake.BrokerConfigs(map[string]string{"message.max.bytes": "8388608"}))
+		defer b.stop()
+		big := b.client(b.conf.PlainOpts(func(string) int32 { return 8 << 20 })...)
+		defer big.Close()
+		for p := range int32(2) {
+			if err := big.ProduceSync(t.Context(), &kgo.Record{Topic: "t", Partition: p, Key: []byte("k"), Value: make([]byte, 3<<20)}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := map[int32]int{}
+		err := b.conf.Read(t.Context(), []ReadRange{{"t", 0, 0, 1}, {"t", 1, 0, 1}}, func(_ string, p int32, rs []*kgo.Record, _ int64) error {
+			got[p] += len(rs)
+			return nil
+		})
+		if err != nil || got[0] != 1 || got[1] != 1 {
+			t.Fatalf("read %v records (%v), want one of each partition", got, err)
+		}
+	})
+}
