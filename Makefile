@@ -8,7 +8,7 @@ VALIDATE := .build/protovalidate/buf/validate/validate.proto
 BASE     ?= main
 # How long "make fuzz" gives each target.
 FUZZTIME ?= 10s
-# How many schedules "make sim" runs; "make test" runs 100 of them.
+# How many schedules "make sim" runs; "make test" runs 40 of them.
 SCHEDULES ?= 1000
 # The folder of conformance cases for "make cases".
 CASES    ?=

@@ -39,6 +39,7 @@ package engine_test
 //	§4.9  attempt timeout, deadline             processors.TestAttempts, TestDeadline
 
 import (
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -85,10 +86,10 @@ func TestCopiedDirectory(t *testing.T) {
 			select {
 			case err = <-a.done:
 				b.cancel()
-				<-b.done
+				err = errors.Join(err, <-b.done)
 			case err = <-b.done:
 				a.cancel()
-				<-a.done
+				err = errors.Join(err, <-a.done)
 			case <-time.After(time.Second):
 			}
 		}
@@ -153,7 +154,6 @@ func TestStuckCallback(t *testing.T) {
 
 // shouter forwards a value that no topic takes, at a punctuation.
 type shouter struct {
-	ctx   *processors.Context[string, string]
 	times *atomic.Int32
 }
 
