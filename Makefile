@@ -26,17 +26,19 @@ demo: ## enrich 3,708 review sentences on an embedded broker
 
 .PHONY: test
 test: ## unit tests and simulation
-	$(GO) test ./...
+	$(GO) test -tags synctests ./...
 	@command -v java >/dev/null && command -v mvn >/dev/null || \
 		echo "skipped: the tests against Apache Kafka (make integration), since Java or Maven is missing"
 
+# The tag has franz-go use locks that fake time passes.
 .PHONY: sim
-sim: ## SCHEDULES (1000) simulated schedules of faults
-	$(GO) test -count 1 -timeout 40m -run TestSchedules ./internal/sim -schedules $(SCHEDULES)
+sim: ## SCHEDULES (1000) of random faults in fake time, and the planted bugs
+	$(GO) test -tags synctests -count 1 -timeout 40m -run TestSchedules ./internal/sim -schedules $(SCHEDULES)
+	$(GO) test -tags synctests -count 1 -run TestPlanted ./internal/engine
 
 .PHONY: race
 race: ## the same under the race detector
-	$(GO) test -race ./...
+	$(GO) test -tags synctests -race ./...
 
 # One package at a time: each starts a broker of its own.
 INTEGRATION = $$(grep -rl --include='*_test.go' '^//go:build integration' . | xargs -n1 dirname | sort -u)
