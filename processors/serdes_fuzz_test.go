@@ -239,3 +239,29 @@ func FuzzHeldSerdes(f *testing.F) {
 		}
 	})
 }
+
+func FuzzForeignKeySerdes(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{0, 0, 0, 1, 'f', 'k'})
+	f.Add(append([]byte{2}, make([]byte, 30)...))
+	f.Add(append([]byte{1}, make([]byte, 21)...))
+	f.Add(make([]byte, 21))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		same(t, SubscriptionKeySerde("k"), data)
+		same(t, SubscriptionSerde("k"), data)
+		same(t, ResponseSerde(serde.String()), data)
+	})
+}
+
+// same checks that what can be decoded is the only encoding.
+func same[V any](t *testing.T, s serde.Serde[V], data []byte) {
+	t.Helper()
+	v, err := s.Decode(data)
+	if err != nil {
+		return
+	}
+	dst := []byte("kept")
+	if again, err := s.Append(dst, v); err != nil || !bytes.Equal(again, append(dst, data...)) {
+		t.Fatalf("%s: %q came back as %q: %v", s.Name(), data, again, err)
+	}
+}

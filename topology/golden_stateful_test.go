@@ -80,6 +80,15 @@ func TestStatefulGolden(t *testing.T) {
 			Table(b, "v", "v", s, s, Versioned(time.Hour)).Suppress("c", UntilTimeLimit(time.Microsecond, MaxRecords(0), MaxBytes(-1)))
 			rows(b, "u").Suppress("d", UntilTimeLimit(0, ShutDownWhenFull()))
 		}},
+		{"foreign-key join", func(b *Builder) {
+			l, r := rows(b, "l"), rows(b, "r")
+			j := ForeignKeyJoin(l, r, "j", s, func(_, v string) (string, bool) { return v, true }, concat)
+			j.ToStream().To("out")
+		}},
+		{"a foreign-key join without serdes", func(b *Builder) {
+			l := TableMapValues(rows(b, "l"), func(string) shape { return shape{} })
+			ForeignKeyJoin(l, rows(b, "r"), "j", s, func(string, shape) (string, bool) { return "", true }, func(shape, string) string { return "" })
+		}},
 		{"grouped table", func(b *Builder) {
 			TableGroupBy(rows(b, "t"), "g", func(k, v string) (string, string) { return v, k }).Count("n").ToStream().To("out")
 		}},

@@ -24,14 +24,15 @@ type plan struct {
 func newPlan(top *topology.Topology, external map[string]int32) (*plan, error) {
 	p := &plan{top: top, partitions: maps.Clone(external), tasks: map[string]int32{}}
 	var errs []error
+	fixed := map[string]bool{} // repartition topics whose count a partner decided
 	// Repartition topics take their count from the sub-topologies that feed them,
 	// which may themselves read repartition topics: iterate until nothing changes.
 	for range len(top.Subs) + 1 {
 		for _, sub := range top.Subs {
-			p.fromPartners(sub)
+			p.fromPartners(sub, fixed)
 			p.tasks[sub.Name] = p.taskCount(sub)
 			for _, sink := range sub.Sinks {
-				if t := sink.Internal; t != nil && t.Kind == topology.TopicRepartition {
+				if t := sink.Internal; t != nil && t.Kind == topology.TopicRepartition && !fixed[sink.Topic] {
 					want := t.Partitions
 					if want == 0 {
 						want = p.tasks[sub.Name]
@@ -57,9 +58,10 @@ func newPlan(top *topology.Topology, external map[string]int32) (*plan, error) {
 	return p, nil
 }
 
-// fromPartners gives a repartition topic the count of the external topics that it
-// has to be co-partitioned with.
-func (p *plan) fromPartners(sub *topology.SubTopology) {
+// fromPartners gives a repartition topic the count of the topics that it has to be
+// co-partitioned with: of those that are not made here or have a count of their
+// own, else the largest of the others.
+func (p *plan) fromPartners(sub *topology.SubTopology, fixed map[string]bool) {
 	if !sub.CoPartitioned {
 		return
 	}
@@ -71,9 +73,13 @@ func (p *plan) fromPartners(sub *topology.SubTopology) {
 			n = max(n, src.Internal.Partitions)
 		}
 	}
+	decided := n > 0
+	if !decided {
+		n = p.taskCount(sub)
+	}
 	for _, src := range sub.Sources {
 		if src.Internal != nil && src.Internal.Partitions == 0 && n > 0 {
-			p.partitions[src.Topic] = n
+			p.partitions[src.Topic], fixed[src.Topic] = n, decided
 		}
 	}
 }

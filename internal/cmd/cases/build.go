@@ -26,6 +26,8 @@ type step struct {
 	Kind   string `json:"kind"`
 	Joiner string `json:"joiner"`
 
+	ForeignKey string `json:"foreign_key"`
+
 	Select     string  `json:"select"`
 	Init       *string `json:"init"`
 	Fn         string  `json:"fn"`
@@ -120,6 +122,8 @@ func (s *builder) add(st step) error {
 		made, err = s.streamTableJoin(st)
 	case "streamStreamJoin":
 		made, err = s.streamStreamJoin(st)
+	case "foreignKeyJoin":
+		made, err = s.foreignKeyJoin(st)
 	case "tableTableJoin":
 		made, err = s.tableTableJoin(st)
 	case "suppress":
@@ -299,6 +303,40 @@ func (s *builder) streamStreamJoin(st step) (any, error) {
 		return topology.StreamOuterJoin(l, r, st.ID, w, func(a any, _ bool, b any, _ bool) any { return st.join(a, b) }), nil
 	}
 	return nil, unsupported(st.Kind + " stream-stream join")
+}
+
+func (s *builder) foreignKeyJoin(st step) (any, error) {
+	l, ok := s.made[st.Left].(*table)
+	r, ok2 := s.made[st.Right].(*table)
+	if !ok || !ok2 {
+		return nil, nil
+	}
+	var key func(v string) (any, bool)
+	after := func(v string) (any, bool) {
+		_, fk, ok := strings.Cut(v, "|")
+		return fk, ok
+	}
+	switch st.ForeignKey {
+	case "text after the first '|' of the left value":
+		key = after
+	case "text after the first '|' of the left value; null when that text is returnNull":
+		key = func(v string) (any, bool) {
+			fk, ok := after(v)
+			return fk, ok && fk != "returnNull"
+		}
+	case "always null":
+		key = func(string) (any, bool) { return nil, false }
+	default:
+		return nil, unsupported(fmt.Sprintf("foreign key %q", st.ForeignKey))
+	}
+	foreignKey := func(_, v any) (any, bool) { return key(text(v)) }
+	switch st.Kind {
+	case "inner":
+		return topology.ForeignKeyJoin(l, r, st.ID, anything, foreignKey, st.join), nil
+	case "left":
+		return topology.ForeignKeyLeftJoin(l, r, st.ID, anything, foreignKey, func(a, b any, _ bool) any { return st.join(a, b) }), nil
+	}
+	return nil, unsupported(st.Kind + " foreign-key join")
 }
 
 func (s *builder) tableTableJoin(st step) (any, error) {
