@@ -142,7 +142,7 @@ func TestCrash(t *testing.T) {
 			mem := vfs.NewCrashableMem()
 			// Writes and syncs of all threads pass here: the moments of crashes.
 			var ops atomic.Int64
-			var clones = make(chan *vfs.MemFS, 1000)
+			clones := make(chan *vfs.MemFS, 1000)
 			every := 1 + rng.Int64N(40)
 			fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
 				if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && ops.Add(1)%every == 0 && len(clones) < 20 {

@@ -245,8 +245,10 @@ type Rejecter interface {
 	Reject(rec *processors.Raw, cause error) error
 }
 
-var _ Holder = (*pipeline)(nil)
-var _ Rejecter = (*pipeline)(nil)
+var (
+	_ Holder   = (*pipeline)(nil)
+	_ Rejecter = (*pipeline)(nil)
+)
 
 // Hold implements [Holder].
 func (p *pipeline) Hold(source int, next int64) int64 {

@@ -232,12 +232,18 @@ func TestRecordErrors(t *testing.T) {
 			Stream(s.b, "numbers", serde.Int32(), serde.Int64(), OnDecodeError(processors.Skip)).To("out")
 			s.To("out2")
 		}, raw: processors.Raw{Topic: "numbers", Key: []byte("k"), Value: []byte("abc")}, class: processors.ClassDecode, action: processors.Skip, at: "source-1", text: "key of 1 bytes as int32"},
-		{name: "negative timestamp", step: func(s stream) { s.To("out") }, raw: processors.Raw{Topic: "in", Timestamp: -1},
-			class: processors.ClassDecode, at: "source-0", text: "timestamp -1 is negative"},
-		{name: "extractor fails", source: []SourceOption{Timestamps(func(processors.Record[string, string], int64) (int64, error) { return 0, boom })},
-			step: func(s stream) { s.To("out") }, class: processors.ClassDecode, at: "source-0", text: "timestamp extractor: boom"},
-		{name: "extractor panics", source: []SourceOption{Timestamps(func(processors.Record[string, string], int64) (int64, error) { panic(boom) })},
-			step: func(s stream) { s.To("out") }, class: processors.ClassDecode, at: "source-0", text: "panic: boom"},
+		{
+			name: "negative timestamp", step: func(s stream) { s.To("out") }, raw: processors.Raw{Topic: "in", Timestamp: -1},
+			class: processors.ClassDecode, at: "source-0", text: "timestamp -1 is negative",
+		},
+		{
+			name: "extractor fails", source: []SourceOption{Timestamps(func(processors.Record[string, string], int64) (int64, error) { return 0, boom })},
+			step: func(s stream) { s.To("out") }, class: processors.ClassDecode, at: "source-0", text: "timestamp extractor: boom",
+		},
+		{
+			name: "extractor panics", source: []SourceOption{Timestamps(func(processors.Record[string, string], int64) (int64, error) { panic(boom) })},
+			step: func(s stream) { s.To("out") }, class: processors.ClassDecode, at: "source-0", text: "panic: boom",
+		},
 		{name: "unencodable value", step: func(s stream) {
 			MapValues(s, func(string) func() { return func() {} }).WithValueSerde(serde.JSON[func()]()).To("out", Named("json"))
 		}, class: processors.ClassProduce, at: "json", text: "encode value as json"},

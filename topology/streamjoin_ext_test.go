@@ -45,7 +45,8 @@ func TestStreamJoinNulls(t *testing.T) {
 			right k - 30
 			right k b 29
 			left k c 31`,
-			"k:a+@1 k:c+b@31", []string{"j null-value"},
+			"k:a+@1 k:c+b@31",
+			[]string{"j null-value"},
 		},
 		{
 			// Every record of a moment is kept.

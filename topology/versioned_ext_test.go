@@ -105,7 +105,8 @@ func TestVersionedTables(t *testing.T) {
 			in a y 10
 			t a 1 9
 			in a z 15`,
-			"a:y1@10", []string{"j null-key"},
+			"a:y1@10",
+			[]string{"j null-key"},
 		},
 	})
 }

@@ -57,7 +57,7 @@ type session struct {
 	began      bool
 	lastCommit time.Time
 	commitTime time.Duration // how long commits take, smoothed
-	lastRecord time.Time // when the last record was polled
+	lastRecord time.Time     // when the last record was polled
 
 	// the ends of the inputs, see lookAtEnds
 	ends   chan endsLook

@@ -98,17 +98,6 @@ func (l *link) add(r *rule) {
 	l.rules = append(l.rules, r)
 }
 
-func (l *link) remove(r *rule) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i, have := range l.rules {
-		if have == r {
-			l.rules = append(l.rules[:i], l.rules[i+1:]...)
-			return
-		}
-	}
-}
-
 // match returns the rule that hits a request, and counts it.
 func (l *link) match(key kmsg.Key) *rule {
 	l.mu.Lock()

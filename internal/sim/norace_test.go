@@ -2,4 +2,4 @@
 
 package sim
 
-const defaultSchedules = 100
+const defaultSchedules = 40

@@ -111,8 +111,7 @@ func (r *run) run(ctx context.Context) (err error) {
 	go func() { fed <- r.feed(ctx) }() // ends with the last record or with ctx
 	if err := r.faults(ctx); err != nil {
 		cancel()
-		<-fed
-		return err
+		return errors.Join(err, <-fed)
 	}
 	r.heal()
 	if err := <-fed; err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	schedules = flag.Int("schedules", env("MILLRACE_SCHEDULES", 40), "number of schedules")
+	schedules = flag.Int("schedules", env("MILLRACE_SCHEDULES", defaultSchedules), "number of schedules")
 	verbose   = flag.Bool("clients", false, "trace the Kafka clients too")
 	firstSeed = flag.Uint64("seed", uint64(env("MILLRACE_SEED", 1)), "seed of the first schedule")
 )
