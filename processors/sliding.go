@@ -1,6 +1,10 @@
 package processors
 
-import "github.com/millrace/millrace/state"
+import (
+	"slices"
+
+	"github.com/millrace/millrace/state"
+)
 
 // SlidingAggregate keeps one aggregate per key and sliding window in store: the
 // windows [start, end], both inclusive, of the length Windows.Size that end at a
@@ -122,12 +126,10 @@ func (o *slidingAggregate[K, V, A]) regular(r Record[K, V], closeTime int64) err
 // look finds the neighbours of a record.
 func (o *slidingAggregate[K, V, A]) look(key K) error {
 	n := &o.found
-	starts := map[int64]bool{}
 	for row, err := range o.store.FetchReverse(key, max(0, n.at-2*o.size), n.at+1) {
 		if err != nil {
 			return Fail(ClassState, o.step, err)
 		}
-		starts[row.Start] = true
 		end := row.Start + o.size
 		switch {
 		case row.Start == n.at+1:
@@ -150,7 +152,7 @@ func (o *slidingAggregate[K, V, A]) look(key K) error {
 			break
 		}
 	}
-	n.hasPrevious = starts[n.previous+1]
+	n.hasPrevious = n.left == n.previous+1 || slices.Contains(n.holding, n.previous+1)
 	return nil
 }
 

@@ -40,7 +40,8 @@ type Task interface {
 	// Dispatch starts a call once the open transaction has committed.
 	Dispatch(call Call)
 	// Drop counts a record that an operator dropped, and why: "null-key",
-	// "null-value", "late", "expired".
+	// "null-value", "null-foreign-key", "early" or "late" for its windows, "expired"
+	// or "out-of-order" for a table with history, "superseded".
 	Drop(node, reason string)
 }
 

@@ -31,6 +31,7 @@ func (t *benchTask) Now() time.Time                              { return time.U
 func (t *benchTask) Store(name string) *state.Store              { return t.part.Store(name) }
 func (t *benchTask) Cell(name string) *state.Cell                { return t.part.Cell(name) }
 func (t *benchTask) Drop(string, string)                         {}
+func (t *benchTask) Partitions(string) (int32, error)            { return 1, nil }
 func (t *benchTask) Produce(string, int32, processors.Raw) error { t.produced++; return nil }
 
 // benchPipeline feeds records of keys to the only sub-topology and reports the
@@ -102,5 +103,44 @@ func BenchmarkWindowedCount(b *testing.B) {
 func BenchmarkTable(b *testing.B) {
 	benchPipeline(b, 100_000, func(tb *topology.Builder) {
 		topology.Table(tb, "in", "rows", serde.String(), serde.Bytes()).ToStream().To("out")
+	})
+}
+
+// Each key has a record per 10 ms of stream time.
+func BenchmarkWindows(b *testing.B) {
+	for name, w := range map[string]topology.Windows{
+		"hopping": topology.Hopping(50*time.Millisecond, 10*time.Millisecond, topology.Grace(0)),
+		"sliding": topology.Sliding(50*time.Millisecond, topology.Grace(0)),
+		"session": topology.Session(20*time.Millisecond, topology.Grace(0)),
+		"final":   topology.Tumbling(50*time.Millisecond, topology.Grace(0), topology.EmitFinal()),
+	} {
+		b.Run(name, func(b *testing.B) {
+			benchPipeline(b, 1_000, func(tb *topology.Builder) {
+				g := topology.Stream(tb, "in", serde.String(), serde.Bytes()).GroupByKey()
+				topology.Count(g, "counts", w).ToStream().To("out")
+			})
+		})
+	}
+}
+
+func BenchmarkStreamJoin(b *testing.B) {
+	benchPipeline(b, 1_000, func(tb *topology.Builder) {
+		in := topology.Stream(tb, "in", serde.String(), serde.Bytes())
+		out := in.Filter(func(string, []byte) bool { return true })
+		topology.StreamOuterJoin(in, out, "j", topology.Within(10*time.Millisecond, topology.Grace(0)),
+			func(l []byte, _ bool, _ []byte, _ bool) []byte { return l }).To("out")
+	})
+}
+
+func BenchmarkVersionedTable(b *testing.B) {
+	benchPipeline(b, 1_000, func(tb *topology.Builder) {
+		topology.Table(tb, "in", "rows", serde.String(), serde.Bytes(), topology.Versioned(100*time.Millisecond)).ToStream().To("out")
+	})
+}
+
+func BenchmarkSuppress(b *testing.B) {
+	benchPipeline(b, 1_000, func(tb *topology.Builder) {
+		rows := topology.Table(tb, "in", "rows", serde.String(), serde.Bytes())
+		rows.Suppress("calm", topology.UntilTimeLimit(50*time.Millisecond)).ToStream().To("out")
 	})
 }

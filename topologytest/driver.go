@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 	"github.com/millrace/millrace/topology"
@@ -234,7 +232,7 @@ func (d *Driver) write(name string, partition int32, rec processors.Raw) error {
 		partition = tp.keyless % n
 		tp.keyless++
 	case partition < 0:
-		partition = partitionOf(rec.Key, n)
+		partition = state.PartitionOf(rec.Key, n)
 	}
 	rec.Topic, rec.Partition, rec.Offset = name, partition, int64(len(tp.partitions[partition]))
 	tp.partitions[partition] = append(tp.partitions[partition], rec)
@@ -257,11 +255,6 @@ func (d *Driver) applyGlobal(g topology.GlobalSource, rec *processors.Raw) error
 	d.globals.Begin()
 	d.globals.Store(g.Store.Name).Put(bytes.Clone(key), row)
 	return d.globals.Commit(&state.Batch{})
-}
-
-// partitionOf is the partition of a key by Kafka's murmur2.
-func partitionOf(key []byte, n int32) int32 {
-	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("").Partition(&kgo.Record{Key: key}, int(n)))
 }
 
 // Advance moves the wall clock forward, runs the wall-clock punctuations that are
