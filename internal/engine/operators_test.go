@@ -59,7 +59,7 @@ func operatorInput(rng *rand.Rand, n int, start int64) []processors.Raw {
 	var recs []processors.Raw
 	now, topic := start, "left"
 	for i := range n {
-		at := now
+		var at int64
 		if i > 0 && rng.IntN(3) == 0 {
 			at = max(start, now-rng.Int64N(20_000))
 		} else {
