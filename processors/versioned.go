@@ -18,6 +18,9 @@ func MapVersions[K, V, W any](m RowMap[K, V, W], lookup VersionLookup[K, V]) Ver
 	}
 }
 
+// VersionedClock is the stream time of the versioned store of that name.
+func VersionedClock(t Task, store string) *state.Cell { return t.Cell(store + ".stream-time") }
+
 // VersionedTableSource turns a stream of updates into a versioned table: the
 // record with the largest timestamp of a key is its row. An update that is older
 // than the row is forwarded with [Change.Past] set; one that is older than the

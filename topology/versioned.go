@@ -43,7 +43,7 @@ func (t *KTable[K, V]) addHistory(n *node, history time.Duration) {
 		if latest == nil || past == nil {
 			return nil, fmt.Errorf("store %q: not in this task", store)
 		}
-		return state.NewVersionedStore(latest, past, key, value, task.Cell(store+".stream-time")), nil
+		return state.NewVersionedStore(latest, past, key, value, processors.VersionedClock(task, store)), nil
 	}
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		rows, err := open(task)

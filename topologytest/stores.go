@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/state"
 )
@@ -74,6 +75,88 @@ func (v *KeyValueView[K, V]) Rows() []state.Row[K, V] {
 		}
 	}
 	return rows
+}
+
+// A SessionView reads a session store in all partitions. It also shows expired
+// sessions that have not been deleted yet.
+type SessionView[K, V any] struct {
+	d      *Driver
+	stores []state.SessionStore[K, V]
+}
+
+// Sessions returns the store of that name of an aggregation by session windows. It
+// ends the test if there is none. After a Restart ask for it again.
+func Sessions[K, V any](d *Driver, store string, key serde.Serde[K], value serde.Serde[V]) *SessionView[K, V] {
+	d.t.Helper()
+	v := &SessionView[K, V]{d: d}
+	for _, s := range d.stores(store) {
+		v.stores = append(v.stores, state.NewSessionStore(s, key, value, nil, nil))
+	}
+	return v
+}
+
+// Rows returns the sessions that ended in [from, to] (ms), by end, then by
+// partition, start and encoded key.
+func (v *SessionView[K, V]) Rows(from, to int64) []state.Session[K, V] {
+	v.d.t.Helper()
+	var rows []state.Session[K, V]
+	for _, s := range v.stores {
+		for row, err := range s.Ended(from, to) {
+			if err != nil {
+				v.d.t.Fatalf("topologytest: %v", err)
+			}
+			rows = append(rows, row)
+		}
+	}
+	slices.SortStableFunc(rows, func(a, b state.Session[K, V]) int { return cmp.Compare(a.End, b.End) })
+	return rows
+}
+
+// A VersionedView reads the store of a table with history in all partitions. Its
+// latest rows are also those of [KeyValue].
+type VersionedView[K, V any] struct {
+	d      *Driver
+	stores []state.VersionedStore[K, V]
+}
+
+// Versioned returns the store of that name of a table with history. It ends the
+// test if there is none. After a Restart ask for it again.
+func Versioned[K, V any](d *Driver, store string, key serde.Serde[K], value serde.Serde[V]) *VersionedView[K, V] {
+	d.t.Helper()
+	v := &VersionedView[K, V]{d: d}
+	past := d.stores(state.HistoryStore(store))
+	for i, s := range d.stores(store) {
+		v.stores = append(v.stores, state.NewVersionedStore(s, past[i], key, value, processors.VersionedClock(d.taskOf(s), store)))
+	}
+	return v
+}
+
+// GetAsOf returns the value that key had at asOf (ms), and whether there was one.
+func (v *VersionedView[K, V]) GetAsOf(key K, asOf int64) (V, bool) {
+	v.d.t.Helper()
+	for _, s := range v.stores {
+		value, _, ok, err := s.GetAsOf(key, asOf)
+		if err != nil {
+			v.d.t.Fatalf("topologytest: %v", err)
+		}
+		if ok {
+			return value, true
+		}
+	}
+	var none V
+	return none, false
+}
+
+// taskOf returns the task that owns a store.
+func (d *Driver) taskOf(s *state.Store) *task {
+	d.t.Helper()
+	for _, t := range d.tasks {
+		if t.part.Store(s.Spec.Name) == s {
+			return t
+		}
+	}
+	d.t.Fatalf("topologytest: store %q is in no task", s.Spec.Name)
+	return nil
 }
 
 // A WindowView reads a window store in all partitions. It also shows expired rows
