@@ -180,8 +180,8 @@ func TestKafkaConfig(t *testing.T) {
 	}
 	k := &Kafka{cfg: cfg, port: 20002, controller: 20003}
 	for _, line := range []string{"num.partitions=9\n", "x.y=z\n", "listeners=PLAINTEXT://127.0.0.1:20002,CONTROLLER://127.0.0.1:20003\n"} {
-		if !bytes.Contains(k.properties(), []byte(line)) {
-			t.Errorf("server.properties lacks %q:\n%s", line, k.properties())
+		if !bytes.Contains(k.properties(nil), []byte(line)) {
+			t.Errorf("server.properties lacks %q:\n%s", line, k.properties(nil))
 		}
 	}
 }

@@ -55,6 +55,8 @@ type Kafka struct {
 
 	mu   sync.Mutex
 	proc *process // nil while stopped
+	// killed says that the controller has not learnt of the broker's end.
+	killed bool
 }
 
 // StartKafka starts a broker and returns when clients can use it: about 10 s on
@@ -169,39 +171,35 @@ func (k *Kafka) Kill() error {
 		return nil
 	}
 	p := k.proc
-	k.proc = nil
+	k.proc, k.killed = nil, true
 	return p.kill()
 }
 
 // Restart stops the broker if it runs, starts it again with the same data on the
-// same port, and returns when clients can use it or ctx ends.
+// same port, and returns when clients can use it or ctx ends. After a kill it first
+// has the controller notice that the broker is gone.
 func (k *Kafka) Restart(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err := k.stop(); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(k.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return fmt.Errorf("kafka broker: %w", err)
+	if k.killed {
+		if err := k.fence(ctx); err != nil {
+			return fmt.Errorf("kafka broker at %s: fence what was killed: %w", k.Addr(), err)
+		}
+		k.killed = false
 	}
-	defer log.Close() // the child has its own descriptor
-	heap := strconv.Itoa(k.cfg.HeapMB) + "m"
-	// No context: the process lives until Stop, Kill or Close.
-	cmd := exec.Command("java", k.args("-Xms256m", "-Xmx"+heap, "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
-		"-XX:+ExitOnOutOfMemoryError", "kafka.Kafka", "server.properties")...)
-	cmd.Dir = k.dir
-	cmd.Stdout, cmd.Stderr = log, log
-	p, err := startProcess(cmd)
+	p, err := k.java("server.properties", k.properties(nil))
 	if err != nil {
-		return fmt.Errorf("kafka broker: start java: %w", err)
+		return err
 	}
 	if err := k.waitReady(ctx, p); err != nil {
 		text, _ := os.ReadFile(k.LogFile())
 		return fmt.Errorf("kafka broker at %s did not start: %w\nend of its log:\n%s", k.Addr(), errors.Join(err, p.kill()), tail(text, 4000))
 	}
 	k.proc = p
-	return nil
+	return k.checkMarkers()
 }
 
 // Close kills the broker and removes its data. It may be called more than once.
@@ -267,11 +265,8 @@ var log4j []byte
 
 // format writes the configuration and formats the data directory.
 func (k *Kafka) format(ctx context.Context) error {
-	files := map[string][]byte{"log4j2.xml": log4j, "server.properties": k.properties()}
-	for name, data := range files {
-		if err := os.WriteFile(filepath.Join(k.dir, name), data, 0o600); err != nil {
-			return fmt.Errorf("kafka broker: %w", err)
-		}
+	if err := errors.Join(k.write("log4j2.xml", log4j), k.write("server.properties", k.properties(nil))); err != nil {
+		return err
 	}
 	cmd := exec.CommandContext(ctx, "java", k.args("-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "kafka.tools.StorageTool", "format",
 		"--standalone", "--cluster-id", clusterID(), "--config", "server.properties",
@@ -296,8 +291,20 @@ func randomText(n int) string {
 	return string(b)
 }
 
-func (k *Kafka) properties() []byte {
-	controller := net.JoinHostPort("127.0.0.1", strconv.Itoa(k.controller))
+func (k *Kafka) write(name string, data []byte) error {
+	if err := os.WriteFile(filepath.Join(k.dir, name), data, 0o600); err != nil {
+		return fmt.Errorf("kafka broker: %w", err)
+	}
+	return nil
+}
+
+func (k *Kafka) controllerAddr() string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(k.controller))
+}
+
+// properties returns the broker's configuration, with changes.
+func (k *Kafka) properties(changes map[string]string) []byte {
+	controller := k.controllerAddr()
 	listeners := "PLAINTEXT://" + k.Addr() + ",CONTROLLER://" + controller
 	p := map[string]string{
 		"process.roles":                                    "broker,controller",
@@ -324,6 +331,7 @@ func (k *Kafka) properties() []byte {
 		"log.cleaner.dedupe.buffer.size":                   "16777216", // its default takes a quarter of the heap
 	}
 	maps.Copy(p, k.cfg.Properties)
+	maps.Copy(p, changes)
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(p)) {
 		fmt.Fprintf(&b, "%s=%s\n", name, p[name])
