@@ -23,8 +23,8 @@ var plantedRuns = map[string]sim.Config{
 	"rows and cache are kept on abort":         {Mix: sim.Mix{sim.BrokerError: 2, sim.ComeAndGo: 1}},
 	"the restore skips the tail":               {Mix: sim.Mix{sim.Kill: 1, sim.ComeAndGo: 1}},
 	"rows are written before the commit":       {Mix: sim.Mix{sim.BrokerError: 2, sim.ComeAndGo: 1}},
-	"the loop is not rewound":                  {Mix: sim.Mix{sim.BrokerError: 2, sim.AppliedError: 1}},
-	"calls are dispatched before the commit":   {Mix: sim.Mix{sim.BrokerError: 2, sim.AppliedError: 1}},
+	"the loop is not rewound":                  {Mix: sim.Mix{sim.AbortedCommit: 1}},
+	"calls are dispatched before the commit":   {Mix: sim.Mix{sim.AbortedCommit: 1}},
 	"offsets move before the records are done": {Mix: sim.Mix{sim.Kill: 2, sim.BrokerError: 1, sim.AppliedError: 1}, Seed: 24},
 }
 

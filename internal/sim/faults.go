@@ -20,6 +20,7 @@ type Fault string
 const (
 	BrokerError   Fault = "broker error"    // answers with an error
 	AppliedError  Fault = "applied error"   // acts, then answers with an error
+	AbortedCommit Fault = "aborted commit"  // a transaction is refused its offsets
 	LostMessages  Fault = "lost messages"   // requests or answers get lost
 	SlowMessages  Fault = "slow messages"   // requests or answers take seconds
 	BrokenLinks   Fault = "broken links"    // all connections of an instance break
@@ -37,13 +38,14 @@ type Mix map[Fault]int
 
 // Everything is the default mix.
 var Everything = Mix{
-	BrokerError: 6, AppliedError: 4, LostMessages: 4, SlowMessages: 3, BrokenLinks: 2, Partition: 2, Eviction: 2,
+	BrokerError: 6, AppliedError: 4, AbortedCommit: 2, LostMessages: 4, SlowMessages: 3, BrokenLinks: 2, Partition: 2, Eviction: 2,
 	MovedLeaders: 3, Kill: 4, Restart: 2, ComeAndGo: 3, SlowThenEvict: 2,
 }
 
 var kinds = map[Fault]func(*run){
-	BrokerError: (*run).brokerError, AppliedError: (*run).appliedError, LostMessages: (*run).lostMessages,
-	SlowMessages: (*run).slowMessages, BrokenLinks: (*run).brokenLinks, Partition: (*run).partition, Eviction: (*run).eviction,
+	BrokerError: (*run).brokerError, AppliedError: (*run).appliedError,
+	AbortedCommit: (*run).abortedCommit, LostMessages: (*run).lostMessages, SlowMessages: (*run).slowMessages,
+	BrokenLinks: (*run).brokenLinks, Partition: (*run).partition, Eviction: (*run).eviction,
 	MovedLeaders: (*run).movedLeaders, Kill: (*run).kill, Restart: (*run).restart, ComeAndGo: (*run).comeAndGo,
 	SlowThenEvict: (*run).slowThenEvict,
 }
@@ -121,6 +123,18 @@ func (r *run) appliedError() {
 		f.Topic, f.Err = oneOf(r.rng, written...), oneOf(r.rng, kerr.RequestTimedOut, kerr.NotEnoughReplicasAfterAppend)
 	}
 	r.trace.add("fault: %d of %s applied, then answered with %s %s", f.Count, key.Name(), f.Err.Message, f.Topic)
+	r.installed = append(r.installed, r.cluster.Fault(f))
+}
+
+// abortedCommit has brokers refuse the offsets of every other transaction of a
+// group: not of all, or nothing would come of what a commit sets off.
+func (r *run) abortedCommit() {
+	rng := rand.New(rand.NewPCG(r.rng.Uint64(), 3))
+	f := kfake.Fault{
+		Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.UnknownServerError, Group: oneOf(r.rng, groups...), Count: 1 + r.rng.IntN(8),
+		When: func(kmsg.Request) bool { return rng.IntN(2) == 0 },
+	}
+	r.trace.add("fault: %d transactions of group %s are refused", f.Count, f.Group)
 	r.installed = append(r.installed, r.cluster.Fault(f))
 }
 
