@@ -110,9 +110,40 @@ func (inst *Instance) Run(ctx context.Context) (err error) {
 	return inst.work(ctx)
 }
 
-// prepare connects, makes the plan, and creates and checks internal topics.
+// brokerPatience is how long Run waits for brokers at start.
+const brokerPatience = 2 * time.Minute
+
+// prepare connects, makes the plan, and creates and checks internal topics. While
+// brokers do not answer it tries again, with a report.
 func (inst *Instance) prepare(ctx context.Context) error {
-	if err := inst.waitForBroker(ctx); err != nil {
+	patient, cancel := context.WithTimeout(ctx, brokerPatience)
+	defer cancel()
+	for n := 0; ; n++ {
+		err := inst.connect(patient)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, kafka.ErrNoBroker) && !kafka.IsUnreachable(err) {
+			return err
+		}
+		inst.log.Warn("no broker answers, trying again", "brokers", inst.cfg.Kafka.Brokers, "error", err)
+		select {
+		case <-time.After(min(250*time.Millisecond<<min(n, 5), 5*time.Second)):
+		case <-patient.Done():
+			return fmt.Errorf("no broker of %v answered within %s: check the addresses, TLS and SASL settings: %w", inst.cfg.Kafka.Brokers, brokerPatience, err)
+		}
+	}
+	inst.calls = NewCalls(CallsConfig{
+		Append: inst.appendLoop, Logger: inst.log, Observer: inst.metrics,
+	})
+	var err error
+	inst.globals, err = openGlobals(ctx, inst)
+	return err
+}
+
+// connect checks the broker and the topics. It can be repeated.
+func (inst *Instance) connect(ctx context.Context) (err error) {
+	if inst.broker, err = kafka.CheckBroker(ctx, inst.plain); err != nil {
 		return err
 	}
 	// Now, so that the first answer of a call does not wait for it: franz-go asks
@@ -127,44 +158,12 @@ func (inst *Instance) prepare(ctx context.Context) error {
 	if inst.plan, err = newPlan(inst.cfg.Topology, external); err != nil {
 		return err
 	}
-	if err := inst.ensureTopics(ctx); err != nil {
-		return err
-	}
-	inst.calls = NewCalls(CallsConfig{
-		Append: inst.appendLoop, Logger: inst.log, Observer: inst.metrics,
-	})
-	inst.globals, err = openGlobals(ctx, inst)
-	return err
+	return inst.ensureTopics(ctx)
 }
 
-// brokerPatience is how long Run waits for a broker at start.
-const brokerPatience = 2 * time.Minute
-
-// waitForBroker checks the broker, retrying with a report while none answers.
-func (inst *Instance) waitForBroker(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, brokerPatience)
-	defer cancel()
-	for n := 0; ; n++ {
-		info, err := kafka.CheckBroker(ctx, inst.plain)
-		if err == nil {
-			inst.broker = info
-			return nil
-		}
-		if errors.Is(err, kafka.ErrBrokerTooOld) {
-			return err
-		}
-		inst.log.Warn("no broker answers, trying again", "brokers", inst.cfg.Kafka.Brokers, "error", err)
-		select {
-		case <-time.After(min(250*time.Millisecond<<min(n, 5), 5*time.Second)):
-		case <-ctx.Done():
-			return fmt.Errorf("no broker of %v answered within %s: check the addresses, TLS and SASL settings: %w", inst.cfg.Kafka.Brokers, brokerPatience, err)
-		}
-	}
-}
-
-// drainPatience bounds the end of an instance: the longest hand-over of calls and
+// callsPatience bounds the end of the calls of an instance: the longest hand-over and
 // the appends behind it.
-const drainPatience = 15 * time.Second
+const callsPatience = 15 * time.Second
 
 // work runs the workers and the background jobs until ctx ends or one fails.
 func (inst *Instance) work(ctx context.Context) error {
@@ -192,7 +191,7 @@ func (inst *Instance) work(ctx context.Context) error {
 	if errors.Is(err, state.ErrCorrupt) {
 		inst.corrupt = true
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainPatience)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), callsPatience)
 	defer cancel()
 	inst.calls.Drain(drain)
 	return err

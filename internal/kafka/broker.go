@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -36,16 +37,19 @@ type BrokerInfo struct {
 	TxnOffsetCommit int16
 }
 
+// ErrNoBroker says that no broker told what it supports.
+var ErrNoBroker = errors.New("no broker answered")
+
 // ErrBrokerTooOld says that the cluster lacks what exactly-once needs.
 var ErrBrokerTooOld = errors.New("the broker is too old: exactly-once processing needs Apache Kafka 2.5 or newer")
 
 // CheckBroker asks every broker what it supports. Brokers older than 2.5 are
 // refused with [ErrBrokerTooOld]: they know neither RequireStable nor the
-// generation in TxnOffsetCommit.
+// generation in TxnOffsetCommit. Any other error is an [ErrNoBroker].
 func CheckBroker(ctx context.Context, cl *kgo.Client) (BrokerInfo, error) {
 	all, err := kadm.NewClient(cl).ApiVersions(ctx)
 	if err != nil {
-		return BrokerInfo{}, fmt.Errorf("ask the brokers for their versions: %w", err)
+		return BrokerInfo{}, fmt.Errorf("%w: ask for their versions: %w", ErrNoBroker, err)
 	}
 	info := BrokerInfo{TxnOffsetCommit: -1}
 	epoch, answers := int64(-2), 0
@@ -77,7 +81,7 @@ func CheckBroker(ctx context.Context, cl *kgo.Client) (BrokerInfo, error) {
 		}
 	}
 	if answers == 0 {
-		return BrokerInfo{}, fmt.Errorf("no broker answered: %w", errors.Join(errs...))
+		return BrokerInfo{}, fmt.Errorf("%w: %w", ErrNoBroker, errors.Join(errs...))
 	}
 	return info, nil
 }
@@ -108,7 +112,21 @@ func passing(err error) bool {
 	if ke, ok := errors.AsType[*kerr.Error](err); ok {
 		return ke.Retriable || ke == kerr.UnstableOffsetCommit || ke == kerr.ConcurrentTransactions
 	}
-	return kgo.IsRetryableBrokerErr(err) && !errors.Is(err, context.Canceled)
+	return IsUnreachable(err)
+}
+
+// IsUnreachable reports whether an error is about reaching a broker, and not an
+// answer of one.
+func IsUnreachable(err error) bool {
+	if _, answer := errors.AsType[*kerr.Error](err); answer || errors.Is(err, context.Canceled) {
+		return false
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		// franz-go leaves it to us to try again.
+		dns, ok := errors.AsType[*net.DNSError](err)
+		return !ok || !dns.IsNotFound
+	}
+	return kgo.IsRetryableBrokerErr(err)
 }
 
 // retry repeats fn while its error is a passing one, for at most d.

@@ -179,7 +179,7 @@ func (c *Config) base() []kgo.Opt {
 		kgo.SeedBrokers(c.Brokers...),
 		kgo.ClientID(id),
 		kgo.SoftwareNameAndVersion("millrace", "0"),
-		kgo.WithLogger(slogger{c.Logger}),
+		kgo.WithLogger(&slogger{l: c.Logger}),
 		kgo.DisableClientMetrics(),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.MaxDecompressBatchBytes(maxDecompressed),
@@ -193,15 +193,37 @@ func (c *Config) base() []kgo.Opt {
 	if c.SASL != nil {
 		opts = append(opts, kgo.SASL(c.SASL.mechanism()))
 	}
-	switch {
-	case c.Dialer != nil && c.TLS != nil:
-		opts = append(opts, kgo.Dialer(tlsDialer(c.Dialer, c.TLS.Clone())))
-	case c.Dialer != nil:
-		opts = append(opts, kgo.Dialer(c.Dialer))
-	case c.TLS != nil:
-		opts = append(opts, kgo.DialTLSConfig(c.TLS.Clone()))
+	dial := c.Dialer
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
-	return opts
+	dial = unhurried(dial)
+	if c.TLS != nil {
+		dial = tlsDialer(dial, c.TLS.Clone())
+	}
+	return append(opts, kgo.Dialer(dial))
+}
+
+// How long a connection may take to open, and how long a failure takes at least.
+const (
+	dialTimeout = 10 * time.Second
+	dialPause   = 50 * time.Millisecond
+)
+
+// unhurried makes failures take their time: before transaction.version 2 franz-go
+// tries to add partitions to a transaction again without a pause while the broker
+// refuses connections, thousands of times per second.
+func unhurried(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			select {
+			case <-time.After(dialPause):
+			case <-ctx.Done():
+			}
+		}
+		return conn, err
+	}
 }
 
 // tlsDialer puts TLS on top of another dialer.

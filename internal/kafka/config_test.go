@@ -118,18 +118,18 @@ func TestLogAdapter(t *testing.T) {
 		{slog.LevelError + 1, kgo.LogLevelNone, 0},
 	} {
 		var out bytes.Buffer
-		l := slogger{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: tc.at}))}
+		l := &slogger{l: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: tc.at}))}
 		mustEqual(t, fmt.Sprint("level at ", tc.at), l.Level(), tc.kgo)
 		for _, lv := range []kgo.LogLevel{kgo.LogLevelError, kgo.LogLevelWarn, kgo.LogLevelInfo, kgo.LogLevelDebug} {
-			l.Log(lv, "hello", "broker", 1, "sasl_password", canary, "Token", canary, "odd")
+			l.Log(lv, "hello "+fmt.Sprint(lv), "broker", 1, "sasl_password", canary, "Token", canary, "odd")
 		}
 		mustEqual(t, fmt.Sprint("lines at ", tc.at), strings.Count(out.String(), "\n"), tc.want)
 		if strings.Contains(out.String(), canary) {
 			t.Fatalf("a secret is logged: %s", out.String())
 		}
 	}
-	slogger{}.Log(kgo.LogLevelError, "dropped")
-	mustEqual(t, "level without a logger", slogger{}.Level(), kgo.LogLevelNone)
+	(&slogger{}).Log(kgo.LogLevelError, "dropped")
+	mustEqual(t, "level without a logger", (&slogger{}).Level(), kgo.LogLevelNone)
 }
 
 func TestWorkerOptions(t *testing.T) {
