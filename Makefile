@@ -40,13 +40,15 @@ sim: ## SCHEDULES (1000) of random faults in fake time, and the planted bugs
 race: ## the same under the race detector
 	$(GO) test -tags synctests -race ./...
 
-# One package at a time: each starts a broker of its own.
-INTEGRATION = $$(grep -rl --include='*_test.go' '^//go:build integration' . | xargs -n1 dirname | sort -u)
+# Only the tests in files with the tag, and one package at a time: each starts a
+# broker of its own.
+INTEGRATION = $$(grep -rl --include='*_test.go' --exclude-dir=.build '^//go:build integration' .)
+INTEGRATION_TESTS = -run "^($$(grep -ho '^func Test[A-Za-z0-9]*' $(INTEGRATION) | cut -c6- | paste -sd'|'))$$" $$(dirname $(INTEGRATION) | sort -u)
 .PHONY: integration
 integration: ## tests against Apache Kafka, transaction.version 1 and 2 (Java)
 	$(GO) run ./internal/cmd/kafka -fetch
-	MILLRACE_TRANSACTION_VERSION=1 $(GO) test -tags integration -p 1 -count 1 -timeout 20m $(INTEGRATION)
-	MILLRACE_TRANSACTION_VERSION=2 $(GO) test -tags integration -p 1 -count 1 -timeout 20m $(INTEGRATION)
+	MILLRACE_TRANSACTION_VERSION=1 $(GO) test -tags integration -p 1 -count 1 -timeout 20m $(INTEGRATION_TESTS)
+	MILLRACE_TRANSACTION_VERSION=2 $(GO) test -tags integration -p 1 -count 1 -timeout 20m $(INTEGRATION_TESTS)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)

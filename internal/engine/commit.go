@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -102,7 +101,7 @@ func (s *session) commit() error {
 			t.logChanges()
 		}
 	}
-	outcome, err := s.endCycle(context.WithoutCancel(s.ctx), fence, took, offsets)
+	outcome, err := s.endCycle(s.produceCtx, fence, took, offsets)
 	s.began, s.lastCommit = false, time.Now()
 	s.commitTime += (s.lastCommit.Sub(started) - s.commitTime) / 8
 	if outcome == kafka.Committed {

@@ -137,10 +137,14 @@ func (r *rig) start(b *topology.Builder, fs vfs.FS, tweak ...func(*engine.Config
 	if a.Instance, err = engine.New(cfg); err != nil {
 		r.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(r.t.Context())
-	a.cancel = cancel
-	go func() { a.done <- a.Run(ctx) }() // ends with ctx
+	a.run()
 	return a
+}
+
+func (a *app) run() {
+	var ctx context.Context
+	ctx, a.cancel = context.WithCancel(a.r.t.Context())
+	go func() { a.done <- a.Run(ctx) }() // ends with ctx
 }
 
 // stop ends the instance; it must end without an error.

@@ -7,7 +7,7 @@ package engine_test
 //	§1.1  read_committed, one client each      kafka.TestLedger*, kafka reader tests, sim
 //	§1.2  identity, copied directory            TestCopiedDirectory, state dir tests
 //	§1.3  ProducerID first                      kafka.TestNewLedgerEndsDanglingTransaction, sim (kill)
-//	§1.4  timeouts, leave, KeepMembership       TestTimeouts, TestLeave
+//	§1.4  timeouts, leave, KeepMembership       TestTimeouts, TestLeave, TestEndIsBounded, TestGiverDies
 //	§1.5  broker versions                       kafka.TestLedger* on transaction.version 1 and 2
 //	§2.1  fence of the last assignment          TestPlantedByHand, kafka.TestLedgerLateGenerationIsFenced
 //	§2.2  all offsets, unchanged too            TestPlantedByHand, planted, kafka.TestLedgerUnchangedOffsetsFence
@@ -289,6 +289,35 @@ func TestRefuseStartOver(t *testing.T) {
 				r.await("out", 1)
 				if tasks := a.Tasks(); len(tasks) != 1 || tasks[0].State != engine.Parked || !strings.Contains(tasks[0].Err.Error(), "no offset") {
 					r.t.Errorf("it does not say why: %+v", tasks)
+				}
+			}, "in", "out")
+		})
+	}
+}
+
+// §1.4: an orderly end does not wait for what may never come, wherever the cycle
+// stands when the brokers do not answer any more.
+func TestEndIsBounded(t *testing.T) {
+	const bound = 20 * time.Second
+	for _, silent := range []bool{false, true} {
+		t.Run(map[bool]string{false: "cut off", true: "silence"}[silent], func(t *testing.T) {
+			bubble(t, func(r *rig) {
+				for ms := range 12 {
+					net := &cuttable{dial: r.net.DialContext, silent: silent}
+					a := r.start(counting(), vfs.NewMem(), func(c *engine.Config) {
+						c.Kafka.Dialer = net.DialContext
+						c.CommitInterval = 10 * time.Millisecond
+					})
+					a.running(1)
+					r.produce("in", &kgo.Record{Key: []byte("k"), Value: []byte("v")})
+					r.pass(time.Duration(ms) * time.Millisecond)
+					net.cut()
+					began := time.Now()
+					a.stop()
+					if took := time.Since(began); took > bound {
+						t.Errorf("cut %d ms after a record: the end took %v", ms, took)
+					}
+					r.pass(kafka.SessionTimeout) // until the group has noticed
 				}
 			}, "in", "out")
 		})

@@ -31,8 +31,8 @@ type session struct {
 	cl  *kgo.Client
 	log *slog.Logger
 	ctx context.Context
-	// ledger ends the cycles; produceCtx is ctx without its end, since what is
-	// produced is committed or aborted, never given up.
+	// ledger ends the cycles; produceCtx is the client's: it outlives ctx, since what
+	// is produced is committed or aborted, and ends with cancel.
 	ledger     *kafka.Ledger
 	produceCtx context.Context
 	cancel     context.CancelFunc // ends the client
@@ -44,6 +44,7 @@ type session struct {
 	changed  bool                  // owned or starts changed since the worker looked
 	lost     map[state.TaskID]bool // tasks that lost a partition since then
 	rejoined bool                  // the member id is a new one
+	assigned time.Time             // when the last assignment came
 	// stale is since when a rebalance has fenced the last cycle: no task gets a turn
 	// before the next assignment.
 	stale time.Time
@@ -75,7 +76,7 @@ type session struct {
 // open, and joins the group.
 func (w *worker) open(ctx context.Context) (*session, error) {
 	s := &session{
-		w: w, log: w.log, ctx: ctx, produceCtx: context.WithoutCancel(ctx),
+		w: w, log: w.log, ctx: ctx,
 		owned: map[string]map[int32]bool{}, starts: map[string]map[int32]start{},
 		tasks: map[state.TaskID]*task{}, opening: map[state.TaskID]*opening{}, opened: make(chan *opening, 16),
 		parked: map[state.TaskID]parked{}, lost: map[state.TaskID]bool{}, ends: make(chan endsLook, 1),
@@ -86,9 +87,8 @@ func (w *worker) open(ctx context.Context) (*session, error) {
 		Topics: w.topics(), Balancer: w.balancer, BatchBytes: w.inst.batchBytes,
 		OnAssigned: s.onAssigned, OnRevoked: s.onRevoked, OnLost: s.onRevoked, AdjustOffsets: s.onOffsets,
 	})
-	var clientCtx context.Context
-	clientCtx, s.cancel = context.WithCancel(s.produceCtx)
-	cl, err := kgo.NewClient(append(opts, kgo.KeepControlRecords(), kgo.WithContext(clientCtx))...)
+	s.produceCtx, s.cancel = outlive(ctx, drainPatience)
+	cl, err := kgo.NewClient(append(opts, kgo.KeepControlRecords(), kgo.WithContext(s.produceCtx))...)
 	if err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("kafka client of group %q: %w", w.group, err)
@@ -102,6 +102,13 @@ func (w *worker) open(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
+// outlive returns a context that ends by cancel, or for so long after ctx.
+func outlive(ctx context.Context, patience time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(patience, cancel) })
+	return longer, func() { stop(); cancel() }
+}
+
 // onAssigned records the fence: member and generation as of now, never as read
 // at commit time, when the client may have rejoined silently.
 func (s *session) onAssigned(_ context.Context, cl *kgo.Client, added map[string][]int32) {
@@ -112,7 +119,7 @@ func (s *session) onAssigned(_ context.Context, cl *kgo.Client, added map[string
 	if s.fence.MemberID != "" && s.fence.MemberID != fence.MemberID {
 		s.rejoined = true
 	}
-	s.fence, s.stale = fence, time.Time{}
+	s.fence, s.stale, s.assigned = fence, time.Time{}, time.Now()
 	s.w.inst.assigned(s.w)
 	s.w.rebalanceIfNew(cl)
 	for topic, partitions := range added {
@@ -187,10 +194,32 @@ func (s *session) loop(ctx context.Context) error {
 		}
 		s.parkFailed()
 		s.lookAtEnds(ctx, time.Now())
+		s.finishRebalance(time.Now())
 		if !s.began {
 			s.cl.AllowRebalance()
 		}
 	}
+}
+
+// unfinishedPatience is how long a worker waits for the second round of a rebalance
+// before it asks for it itself.
+const unfinishedPatience = 5 * time.Second
+
+// finishRebalance asks for the rebalance that must follow the last one, if nobody
+// else does: who had to may have died.
+func (s *session) finishRebalance(now time.Time) {
+	s.mu.Lock()
+	assigned := s.assigned
+	s.mu.Unlock()
+	if assigned.IsZero() || !s.w.balancer.Unfinished() || now.Sub(assigned) < unfinishedPatience {
+		return
+	}
+	s.mu.Lock()
+	s.assigned = now
+	s.mu.Unlock()
+	s.log.Info("tasks were given up for others to take and were not assigned since, asking for a rebalance")
+	s.w.balancer.Bump()
+	s.cl.ForceRebalance()
 }
 
 // pollMax bounds the records of one poll, bufferBytes what a task holds of polled
@@ -413,6 +442,14 @@ func (s *session) tooFarAhead(t *task) bool {
 	return records > 2*pollMax || bytes > bufferBytes
 }
 
+// The end of a session does not wait for brokers that do not answer: for drainPatience
+// for the last commit, for closePatience for the abort of what is open, which the
+// broker else aborts when its time is over, and as long to leave the group.
+const (
+	drainPatience = 8 * time.Second
+	closePatience = 3 * time.Second
+)
+
 // drain commits what is open and lets the tasks go: the orderly end.
 func (s *session) drain() error {
 	if s.began {
@@ -445,10 +482,9 @@ func (s *session) close(leave bool) {
 		delete(s.opening, o.id)
 		s.discard(o)
 	}
-	ctx, cancel := context.WithTimeout(s.produceCtx, 5*time.Second)
-	defer cancel()
+	time.AfterFunc(closePatience, s.cancel)
 	if s.began {
-		if _, err := s.ledger.Abort(ctx); err != nil {
+		if _, err := s.ledger.Abort(); err != nil {
 			s.log.Debug("abort at the end of the session", "error", err)
 		}
 	}
@@ -459,6 +495,8 @@ func (s *session) close(leave bool) {
 		return
 	}
 	// Only now: a client that still beats would join again.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), closePatience)
+	defer cancel()
 	if err := kafka.LeaveGroup(ctx, s.w.inst.plain, s.w.group, s.w.instanceID); err != nil {
 		s.log.Warn("leaving the group", "error", err)
 	}

@@ -54,6 +54,7 @@ type assignment struct {
 	generation int32 // the highest any member was part of
 	tasks      []*groupTask
 	unassigned []Unassigned
+	withheld   bool // a task is given in the next round
 }
 
 func newAssignment(members []*groupMember, topics map[string]int32) *assignment {
@@ -367,8 +368,12 @@ func (a *assignment) balanceWorkers(in *groupInstance) {
 // must start anew.
 func (a *assignment) withholdMoves() {
 	for _, t := range a.tasks {
-		if t.member != nil && (!t.claimed || t.owner == t.member) {
+		switch {
+		case t.member == nil:
+		case !t.claimed || t.owner == t.member:
 			t.member.final = append(t.member.final, t)
+		default:
+			a.withheld = true
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"log/slog"
@@ -79,9 +80,15 @@ type BalancerConfig struct {
 // It implements the classic protocol. A static member that restarts is given its
 // old assignment without a balance: if its topology changed, call [Balancer.Bump]
 // and then kgo's ForceRebalance.
+//
+// Members are asked for the second round of a move by the one that gives the task
+// up. It may die before that, and come back as a static member to what it kept; then
+// nobody asks. So every assignment says whether it was the last round:
+// [Balancer.Unfinished].
 type Balancer struct {
-	cfg     BalancerConfig
-	version atomic.Uint32
+	cfg        BalancerConfig
+	version    atomic.Uint32
+	unfinished atomic.Bool
 }
 
 var _ kgo.GroupBalancer = (*Balancer)(nil)
@@ -126,8 +133,37 @@ func (b *Balancer) JoinGroupMetadata(interests []string, current map[string][]in
 }
 
 // ParseSyncAssignment decodes what the leader assigned to this member.
-func (*Balancer) ParseSyncAssignment(assignment []byte) (map[string][]int32, error) {
+func (b *Balancer) ParseSyncAssignment(assignment []byte) (map[string][]int32, error) {
+	var meta kmsg.ConsumerMemberAssignment
+	if err := meta.ReadFrom(assignment); err != nil {
+		return nil, fmt.Errorf("decode the assignment: %w", err)
+	}
+	b.unfinished.Store(bytes.Equal(meta.UserData, moreToCome))
 	return kgo.ParseConsumerSyncAssignment(assignment)
+}
+
+// Unfinished reports whether tasks were left without an owner in the member's last
+// assignment, until those who had them have let them go: a rebalance must follow.
+func (b *Balancer) Unfinished() bool { return b.unfinished.Load() }
+
+// moreToCome is the user data of assignments after which a rebalance must follow.
+var moreToCome = []byte{1}
+
+// An unfinishedPlan tells every member that a rebalance must follow.
+type unfinishedPlan struct{ plan kgo.IntoSyncAssignment }
+
+// IntoSyncAssignment encodes the assignments.
+func (p unfinishedPlan) IntoSyncAssignment() []kmsg.SyncGroupRequestGroupAssignment {
+	all := p.plan.IntoSyncAssignment()
+	for i, a := range all {
+		var meta kmsg.ConsumerMemberAssignment
+		if err := meta.ReadFrom(a.MemberAssignment); err != nil {
+			continue // unreachable: it was encoded a moment ago
+		}
+		meta.UserData = moreToCome
+		all[i].MemberAssignment = meta.AppendTo(nil)
+	}
+	return all
 }
 
 // MemberBalancer is called on the leader.
@@ -172,6 +208,9 @@ func (b *Balancer) Balance(cb *kgo.ConsumerBalancer, topics map[string]int32) kg
 				byID[m.id][topic] = append(byID[m.id][topic], t.id.Partition)
 			}
 		}
+	}
+	if a.withheld {
+		return unfinishedPlan{plan: plan}
 	}
 	return plan
 }

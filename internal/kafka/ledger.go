@@ -213,7 +213,8 @@ func (l *Ledger) begin(ctx context.Context) error {
 // into an abort with a [*ProduceError].
 //
 // The error is nil exactly if the outcome is Committed. A canceled ctx aborts until
-// the decision is sent; after that it is ignored.
+// the decision is sent; after that, as in Abort, only the end of the client's context
+// ends the waiting.
 func (l *Ledger) Commit(ctx context.Context, fence Fence, offsets map[string]map[int32]Offset) (Outcome, error) {
 	if l.dead.Load() {
 		return Unknown, ErrLedgerDead
@@ -229,26 +230,26 @@ func (l *Ledger) Commit(ctx context.Context, fence Fence, offsets map[string]map
 		return l.commitPlain(ctx, fence, offsets)
 	}
 	if err := l.flush(ctx); err != nil {
-		return l.abortAs(ctx, Aborted, err)
+		return l.abortAs(Aborted, err)
 	}
 	if count == 0 {
-		return l.abortAs(ctx, Aborted, ErrNoOffsets)
+		return l.abortAs(Aborted, ErrNoOffsets)
 	}
 	if fence.MemberID == "" {
-		return l.abortAs(ctx, Aborted, ErrNoFence)
+		return l.abortAs(Aborted, ErrNoFence)
 	}
 	if pid, epoch, err := l.cl.ProducerID(ctx); err != nil {
-		return l.abortAs(ctx, Aborted, fmt.Errorf("producer id: %w", err))
+		return l.abortAs(Aborted, fmt.Errorf("producer id: %w", err))
 	} else if pid != l.pid || epoch != l.epoch {
-		return l.abortAs(ctx, Aborted, fmt.Errorf("%w: %d/%d to %d/%d", ErrProducerChanged, l.pid, l.epoch, pid, epoch))
+		return l.abortAs(Aborted, fmt.Errorf("%w: %d/%d to %d/%d", ErrProducerChanged, l.pid, l.epoch, pid, epoch))
 	}
 	if out, err := l.commitInTxn(ctx, fence, offsets); err != nil {
-		return l.abortAs(ctx, out, err)
+		return l.abortAs(out, err)
 	}
 	if err := ctx.Err(); err != nil {
-		return l.abortAs(ctx, Aborted, err)
+		return l.abortAs(Aborted, err)
 	}
-	return l.end(ctx)
+	return l.end()
 }
 
 // flush waits for all records and returns why one was not written.
@@ -269,10 +270,10 @@ func (l *Ledger) flush(ctx context.Context) error {
 }
 
 // end sends the decision to commit.
-func (l *Ledger) end(ctx context.Context) (Outcome, error) {
+func (l *Ledger) end() (Outcome, error) {
 	// Cancelling would leave the outcome open. A transaction that is not ended
 	// after its timeout is aborted by the broker.
-	ectx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*TransactionTimeout)
+	ectx, cancel := context.WithTimeout(l.cl.Context(), 2*TransactionTimeout)
 	defer cancel()
 	err := l.cl.EndTransaction(ectx, kgo.TryCommit)
 	switch {
@@ -280,7 +281,7 @@ func (l *Ledger) end(ctx context.Context) (Outcome, error) {
 		l.reset()
 		return Committed, nil
 	case errors.Is(err, kerr.OperationNotAttempted), errors.Is(err, kerr.TransactionAbortable):
-		return l.abortAs(ctx, Aborted, fmt.Errorf("commit the transaction: %w", err))
+		return l.abortAs(Aborted, fmt.Errorf("commit the transaction: %w", err))
 	default:
 		// Also UNKNOWN_SERVER_ERROR: brokers answer it after applying the commit.
 		l.dead.Store(true)
@@ -291,12 +292,12 @@ func (l *Ledger) end(ctx context.Context) (Outcome, error) {
 // Abort drops the records of the transaction; without one it does nothing. The
 // outcome is Aborted with a nil error, or Unknown if the producer is unusable now
 // (the records are dropped all the same, at the latest by the transaction timeout).
-func (l *Ledger) Abort(ctx context.Context) (Outcome, error) {
+func (l *Ledger) Abort() (Outcome, error) {
 	if l.dead.Load() {
 		return Unknown, ErrLedgerDead
 	}
 	if l.begun.Load() {
-		actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*TransactionTimeout)
+		actx, cancel := context.WithTimeout(l.cl.Context(), 2*TransactionTimeout)
 		defer cancel()
 		err := l.cl.AbortBufferedRecords(actx)
 		if err == nil {
@@ -316,7 +317,7 @@ func (l *Ledger) Abort(ctx context.Context) (Outcome, error) {
 }
 
 // abortAs aborts because of cause, and reports out if that worked.
-func (l *Ledger) abortAs(ctx context.Context, out Outcome, cause error) (Outcome, error) {
+func (l *Ledger) abortAs(out Outcome, cause error) (Outcome, error) {
 	for _, fenced := range []error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping} {
 		if errors.Is(cause, fenced) {
 			// The transaction is not ours any more, and the broker could take an
@@ -325,7 +326,7 @@ func (l *Ledger) abortAs(ctx context.Context, out Outcome, cause error) (Outcome
 			return Unknown, cause
 		}
 	}
-	if _, err := l.Abort(ctx); err != nil {
+	if _, err := l.Abort(); err != nil {
 		return Unknown, errors.Join(cause, err)
 	}
 	if out == Unknown {

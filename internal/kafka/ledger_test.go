@@ -135,10 +135,10 @@ func TestLedgerAbort(t *testing.T) {
 		m := b.join(info, "i1")
 		defer m.close()
 		m.produce("dropped")
-		if out, err := m.ledger.Abort(t.Context()); out != Aborted || err != nil {
+		if out, err := m.ledger.Abort(); out != Aborted || err != nil {
 			t.Fatal(out, err)
 		}
-		if out, err := m.ledger.Abort(t.Context()); out != Aborted || err != nil {
+		if out, err := m.ledger.Abort(); out != Aborted || err != nil {
 			t.Fatal("without a transaction:", out, err)
 		}
 		m.produce("kept")
@@ -252,7 +252,7 @@ func TestLedgerAppliedThenErrorIsUnknown(t *testing.T) {
 				if err := m.ends(Unknown, at(2)); !errors.Is(err, ErrLedgerDead) {
 					t.Fatal(err)
 				}
-				if out, err := m.ledger.Abort(t.Context()); out != Unknown || !errors.Is(err, ErrLedgerDead) {
+				if out, err := m.ledger.Abort(); out != Unknown || !errors.Is(err, ErrLedgerDead) {
 					t.Fatal(out, err)
 				}
 				mustEqualSlices(t, "visible", b.committed("out", 0), []string{"applied"})
