@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -67,8 +68,16 @@ func Run(ctx context.Context, cfg Config) (*checker.Report, error) {
 		defer w.kill()
 		r.workers = append(r.workers, w)
 	}
+	cl, err := kgo.NewClient(r.clientOpts()...)
+	if err != nil {
+		return nil, err
+	}
+	defer cl.Close()
+	if _, _, err := cl.ProducerID(ctx); err != nil { // it does not try again by itself
+		return nil, err
+	}
 	fed := make(chan error, 1)
-	go func() { fed <- r.feed(ctx) }() // ends with the last record or with ctx
+	go func() { fed <- r.feed(ctx, cl) }() // ends with the last record or with ctx
 	if err := r.faults(ctx); err != nil {
 		return nil, err
 	}
@@ -101,12 +110,7 @@ func (r *runner) createTopics(ctx context.Context) error {
 
 // feed writes the input: keys at random, timestamps that go on with some records
 // late by up to half a minute.
-func (r *runner) feed(ctx context.Context) error {
-	cl, err := kgo.NewClient(r.clientOpts()...)
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
+func (r *runner) feed(ctx context.Context, cl *kgo.Client) error {
 	var failed atomic.Pointer[error]
 	rng := rand.New(rand.NewPCG(r.Seed, 2))
 	base := time.UnixMilli(1_700_000_000_000)
@@ -211,7 +215,23 @@ func (r *runner) checkSoFar(ctx context.Context) error {
 	}
 	logs[Input] = in[Input]
 	if report := Check(logs, true); !report.OK() {
-		return fmt.Errorf("while the faults go on: %v", report)
+		return errors.Join(fmt.Errorf("while the faults go on: %v", report), r.dump(logs))
+	}
+	return nil
+}
+
+// dump writes what was read into the directory, a file for each topic partition.
+func (r *runner) dump(logs map[string]checker.Log) error {
+	for topic, log := range logs {
+		for p, records := range log {
+			var b bytes.Buffer
+			for _, rec := range records {
+				fmt.Fprintf(&b, "%d\t%s\t%x\t%d\n", rec.Offset, rec.Key, rec.Value, rec.Timestamp)
+			}
+			if err := os.WriteFile(filepath.Join(r.Dir, fmt.Sprintf("%s-%d.tsv", topic, p)), b.Bytes(), 0o600); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -240,14 +260,14 @@ func (r *runner) finish(ctx context.Context) (*checker.Report, error) {
 			return nil, err
 		}
 		report := Check(logs, false)
-		if report.OK() || time.Now().After(deadline) {
-			if !report.OK() {
-				return report, nil
-			}
+		if report.OK() {
 			break
 		}
+		if time.Now().After(deadline) {
+			return report, r.dump(logs)
+		}
 		if p := Check(logs, true); !p.OK() {
-			return p, nil // no waiting mends this
+			return p, r.dump(logs) // no waiting mends this
 		}
 		for _, w := range r.workers {
 			if err := w.failed(); err != nil {
@@ -271,7 +291,11 @@ func (r *runner) finish(ctx context.Context) (*checker.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Check(logs, false), nil
+	report := Check(logs, false)
+	if !report.OK() {
+		return report, r.dump(logs)
+	}
+	return report, nil
 }
 
 // A process is a worker process with its state directory.
@@ -353,8 +377,12 @@ func (p *process) stop() error {
 	select {
 	case <-p.done:
 	case <-time.After(stopPatience):
-		p.kill()
-		return fmt.Errorf("worker %d has not drained within %v of SIGTERM", p.n, stopPatience)
+		// A Go program ends on SIGQUIT with the stacks of its goroutines.
+		if err := p.signal(syscall.SIGQUIT); err != nil {
+			return err
+		}
+		<-p.done
+		return fmt.Errorf("worker %d has not drained within %v of SIGTERM; its goroutines are in %s.log", p.n, stopPatience, p.dir)
 	}
 	if p.err != nil {
 		p.mu.Lock()

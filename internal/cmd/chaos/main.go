@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -100,12 +101,15 @@ func chaosMain(ctx context.Context) error {
 		return exec.Command(self, "worker", "-brokers", kafka.Addr(), "-state", dir)
 	}
 	report, err := chaos.Run(ctx, cfg)
-	if err != nil {
-		return fmt.Errorf("%w\nstate and logs are kept in %s", err, filepath.Clean(cfg.Dir))
+	if report != nil {
+		fmt.Println("chaos:", report)
+		if !report.OK() {
+			err = errors.Join(errors.New("the output is wrong"), err)
+		}
 	}
-	fmt.Println("chaos:", report)
-	if !report.OK() {
-		return fmt.Errorf("the output is wrong; state and logs are kept in %s", cfg.Dir)
+	if err != nil {
+		err = errors.Join(err, os.CopyFS(filepath.Join(cfg.Dir, "kafka"), os.DirFS(filepath.Dir(kafka.LogFile()))))
+		return fmt.Errorf("%w\nstate, logs and the broker's files are kept in %s", err, filepath.Clean(cfg.Dir))
 	}
 	if *keep {
 		fmt.Println("chaos: state and logs are in", cfg.Dir)
