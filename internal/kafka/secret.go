@@ -1,49 +1,9 @@
 package kafka
 
-import (
-	"fmt"
-	"io"
-	"log/slog"
-)
+import "github.com/millrace/millrace/internal/secret"
 
-// A Secret is a password or token. However it is printed, logged or marshalled it
-// reads ***; only [Secret.Reveal] gives it away. The zero Secret is empty.
-type Secret struct {
-	// A pointer, since fmt prints unexported fields of other people's structs
-	// without asking for a String method.
-	s *string
-}
-
-const redacted = "***"
+// A Secret is a password or token that prints as ***.
+type Secret = secret.Secret
 
 // NewSecret wraps s.
-func NewSecret(s string) Secret { return Secret{&s} }
-
-// Reveal returns the secret itself.
-func (s Secret) Reveal() string {
-	if s.s == nil {
-		return ""
-	}
-	return *s.s
-}
-
-// IsZero reports whether the secret is empty.
-func (s Secret) IsZero() bool { return s.s == nil || *s.s == "" }
-
-// String returns ***.
-func (Secret) String() string { return redacted }
-
-// GoString returns ***.
-func (Secret) GoString() string { return redacted }
-
-// Format writes *** for every verb.
-func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
-
-// MarshalText returns ***.
-func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
-
-// MarshalJSON returns "***".
-func (Secret) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
-
-// LogValue returns ***.
-func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+func NewSecret(s string) Secret { return secret.New(s) }
