@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
@@ -16,8 +18,10 @@ import (
 type CallsConfig struct {
 	// Append writes a record to a partition of a loop topic, outside of every
 	// transaction, and returns when the broker has acknowledged it to all in-sync
-	// replicas. It is retried until it succeeds; a record that the broker refuses
-	// is replaced by a failure.
+	// replicas. It is called by several goroutines at once and retried until it
+	// succeeds. The broker refuses a batch as a whole: a record that was refused is
+	// tried again while no other is appended to the partition, and replaced by a
+	// failure only when it is refused alone.
 	Append func(ctx context.Context, topic string, partition int32, rec processors.Raw) error
 	// HandoverWait is how long calls may go on whose step does not say; default 5 s.
 	HandoverWait time.Duration
@@ -70,9 +74,12 @@ type slots struct {
 // their entries may live.
 type taskCalls struct {
 	calls  map[callKey]*call
-	active int           // not ended
-	leave  chan struct{} // not nil while the task is handed over: closed when that is over
-	stay   chan struct{} // closed when the task is taken back meanwhile
+	active int // not ended
+	// appends is shared by appends to the loop's partition: one that must be alone in
+	// its batch takes all of it.
+	appends *semaphore.Weighted
+	leave   chan struct{} // not nil while the task is handed over: closed when that is over
+	stay    chan struct{} // closed when the task is taken back meanwhile
 }
 
 type callKey struct{ step, entry string }
@@ -119,7 +126,7 @@ func NewCalls(cfg CallsConfig) *Calls {
 func (c *Calls) of(id state.TaskID) *taskCalls {
 	t := c.tasks[id]
 	if t == nil {
-		t = &taskCalls{calls: map[callKey]*call{}}
+		t = &taskCalls{calls: map[callKey]*call{}, appends: semaphore.NewWeighted(wholePartition)}
 		c.tasks[id] = t
 	}
 	return t
@@ -266,14 +273,17 @@ const (
 // returns the kind of what was written, and false if the outcome is not wanted
 // any more.
 func (c *Calls) append(n *call, raw processors.Raw) (kind string, ok bool) {
-	refused := false
+	alone, refused := false, false
 	for pause := appendBackoff; ; pause = min(2*pause, appendMaxBackoff) {
-		err := c.cfg.Append(n.life, n.topic, n.id.Partition, raw)
+		err := c.appendOnce(n, raw, alone)
 		switch {
 		case err == nil:
 			return processors.OutcomeKind(&raw), true
 		case n.life.Err() != nil:
 			return "", false
+		case !alone && kafka.IsRecordError(err):
+			alone = true // another record of the batch may be to blame
+			continue
 		case !refused && kafka.IsRecordError(err):
 			c.cfg.Logger.Error("the broker refuses the outcome of a call: it becomes a failure", "step", n.Step, "entry", n.Entry, "bytes", len(raw.Value), "error", err)
 			refused = true
@@ -289,6 +299,22 @@ func (c *Calls) append(n *call, raw processors.Raw) (kind string, ok bool) {
 			return "", false
 		}
 	}
+}
+
+// wholePartition is more than can be appended to a partition at once.
+const wholePartition = 1 << 30
+
+// appendOnce makes one attempt, alone with a batch of its own.
+func (c *Calls) appendOnce(n *call, raw processors.Raw, alone bool) error {
+	share := int64(1)
+	if alone {
+		share = wholePartition
+	}
+	if err := n.task.appends.Acquire(n.life, share); err != nil {
+		return err
+	}
+	defer n.task.appends.Release(share)
+	return c.cfg.Append(n.life, n.topic, n.id.Partition, raw)
 }
 
 // end notes that nothing more comes of a call, and passes its slot on.

@@ -250,6 +250,37 @@ func TestCallAppends(t *testing.T) {
 			t.Errorf("loop %q, e0 made %d times", r.loop, r.ran["e0"])
 		}
 	})
+	callTest(t, "of a batch that the broker refuses only the guilty answer fails", func(t *testing.T, r *callRig) {
+		type batch struct{ bad bool }
+		var open *batch // what is appended at the same time is one batch
+		lone := r.append
+		r.cfg.Append = func(ctx context.Context, topic string, partition int32, rec processors.Raw) error {
+			r.mu.Lock()
+			if open == nil {
+				open = new(batch)
+			}
+			b := open
+			b.bad = b.bad || string(rec.Value) == "e1 answer"
+			r.mu.Unlock()
+			<-time.After(time.Millisecond)
+			r.mu.Lock()
+			open = nil
+			r.mu.Unlock()
+			if b.bad {
+				return fmt.Errorf("produce: %w", kerr.InvalidRecord)
+			}
+			return lone(ctx, topic, partition, rec)
+		}
+		for i := range 4 {
+			c := r.call(fmt.Sprint("e", i), 0, time.Second)
+			c.Slots = 4
+			r.start(c)
+		}
+		r.after(time.Minute)
+		slices.Sort(r.loop)
+		r.expect("e0 answer", "e1 failed", "e2 answer", "e3 answer")
+		r.stats(0, 0)
+	})
 	callTest(t, "an answer that the broker refuses becomes a failure", func(t *testing.T, r *callRig) {
 		r.fail = fmt.Errorf("produce: %w", kerr.MessageTooLarge)
 		r.start(r.call("e0", 0, time.Second))
