@@ -17,9 +17,9 @@ type cuttable struct {
 	// cut the network instead of sending it.
 	request func(key int16) (cut bool)
 
-	mu     sync.Mutex
-	gone   bool
-	conns  []*cuttableConn
+	mu    sync.Mutex
+	gone  bool
+	conns []*cuttableConn
 }
 
 type cuttableConn struct {
