@@ -281,18 +281,23 @@ func TestBrokerRefusesOneRecord(t *testing.T) {
 // Trouble that is nobody's record never becomes a dead letter: the pipeline waits.
 func TestNobodysError(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, "in", "out")
-		defer r.close()
-		fault := r.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "out", Err: kerr.TopicAuthorizationFailed, Count: -1})
-		r.produce("in", &kgo.Record{Key: []byte("k"), Value: int64Value(1)})
-		a := r.start(picky(), vfs.NewMem())
-		defer a.stop()
-		r.pass(time.Minute)
-		if fault.Hits() == 0 || len(r.read("app.dlq"))+len(r.read("out")) != 0 {
-			t.Errorf("%d refused writes, %d dead letters, %d outputs", fault.Hits(), len(r.read("app.dlq")), len(r.read("out")))
-		}
-		fault.Remove()
-		r.await("out", 1)
-	})
+	for _, refusal := range []*kerr.Error{kerr.TopicAuthorizationFailed, kerr.CorruptMessage} {
+		t.Run(refusal.Message, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, "in", "out")
+				defer r.close()
+				fault := r.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "out", Err: refusal, Count: -1})
+				r.produce("in", &kgo.Record{Key: []byte("k"), Value: int64Value(1)})
+				a := r.start(picky(), vfs.NewMem())
+				defer a.stop()
+				r.pass(time.Minute)
+				if fault.Hits() == 0 || len(r.read("app.dlq"))+len(r.read("out")) != 0 {
+					t.Errorf("%d refused writes, %d dead letters, %d outputs", fault.Hits(), len(r.read("app.dlq")), len(r.read("out")))
+				}
+				fault.Remove()
+				r.await("out", 1)
+			})
+		})
+	}
 }

@@ -83,10 +83,12 @@ func (e *ProduceError) Error() string {
 func (e *ProduceError) Unwrap() error { return e.Failures[0].Err }
 
 // IsRecordError reports whether err condemns a record (or the batch it was in),
-// as opposed to trouble with the broker, the topic or permissions, which is
-// nobody's record and must never end in a dead letter.
+// as opposed to trouble with the network, the broker, the topic or permissions, which
+// is nobody's record and must never end in a dead letter. CORRUPT_MESSAGE is a batch
+// that was damaged on its way: the protocol has it tried again, although franz-go
+// does not do that.
 func IsRecordError(err error) bool {
-	for _, ke := range []error{kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp, kerr.CorruptMessage} {
+	for _, ke := range []error{kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTimestamp} {
 		if errors.Is(err, ke) {
 			return true
 		}

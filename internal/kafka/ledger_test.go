@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -266,6 +267,24 @@ func TestLedgerAppliedThenErrorIsUnknown(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Only what the broker has against a record itself condemns it. Everything that
+// passes by itself, or that somebody has to mend, does not.
+func TestRecordErrors(t *testing.T) {
+	guilty := map[*kerr.Error]bool{kerr.MessageTooLarge: true, kerr.RecordListTooLarge: true, kerr.InvalidRecord: true, kerr.InvalidTimestamp: true}
+	for code := int16(-1); code < 140; code++ {
+		err := kerr.TypedErrorForCode(code)
+		if err == nil {
+			continue
+		}
+		if got := IsRecordError(fmt.Errorf("produce: %w", err)); got != guilty[err] {
+			t.Errorf("%s condemns a record: %v", err.Message, got)
+		}
+		if guilty[err] && err.Retriable {
+			t.Errorf("%s is retriable", err.Message)
+		}
 	}
 }
 
