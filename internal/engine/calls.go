@@ -45,8 +45,9 @@ type CallStats struct{ Running, Waiting int }
 
 // Calls runs the calls of an instance's asynchronous steps. It is the instance's
 // memory of what was asked: it outlives aborts, clients, workers and the tasks'
-// operators, and never makes a call twice. All methods are safe for concurrent
-// use.
+// operators, and never makes a call twice. Of a task that has left it remembers
+// nothing: what became of every call is in the loop then, for whoever has the task
+// next. All methods are safe for concurrent use.
 //
 // A call waits for a slot of its step, first come, first served; it runs in a
 // goroutine of its own, and its outcome is appended to the loop topic. It keeps
@@ -332,6 +333,7 @@ func (c *Calls) end(n *call) {
 	}
 	if t := n.task; t.leave != nil && t.active == 0 {
 		t.left()
+		delete(c.tasks, n.id) // what became of its calls is in the loop
 	}
 }
 
@@ -399,8 +401,8 @@ func (c *Calls) Adopt(id state.TaskID, step string, asked []processors.AskedCall
 // dispatched, those that wait for a slot are released, and those that run have
 // the step's HandoverWait to end before they are cancelled. Every one appends an
 // outcome, or a record that says that it was released. The returned channel is
-// closed when all have, or when the task was adopted again by this process, which
-// ends the hand-over. It does not block.
+// closed when all have, and the task's calls are forgotten then, or when the task was
+// adopted again by this process, which ends the hand-over. It does not block.
 func (c *Calls) HandOver(id state.TaskID) <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -424,6 +426,7 @@ func (c *Calls) HandOver(id state.TaskID) <-chan struct{} {
 	}
 	if t.active == 0 {
 		t.left()
+		delete(c.tasks, id)
 		return t.leave
 	}
 	leave, stay := t.leave, t.stay

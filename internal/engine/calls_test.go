@@ -378,6 +378,23 @@ func TestCallHandOver(t *testing.T) {
 		r.after(10 * time.Second)
 		r.expect("e released 2")
 	})
+	callTest(t, "a task that has left leaves nothing", func(t *testing.T, r *callRig) {
+		r.start(r.call("answers", 0, time.Second))
+		r.start(r.call("slow", 0, time.Minute))
+		done := r.HandOver(callTask)
+		r.after(10 * time.Second)
+		r.expect("answers answer", "slow released 0")
+		if !closed(done) || len(r.tasks) != 0 {
+			t.Errorf("done %v, %d tasks are remembered", closed(done), len(r.tasks))
+		}
+		// It comes back, and finds in the loop what became of its calls.
+		if known := r.Adopt(callTask, "ask", []processors.AskedCall{{Entry: "answers"}, {Entry: "slow"}}); slices.Contains(known, true) {
+			t.Errorf("known %v", known)
+		}
+		if r.HandOver(state.TaskID{SubTopology: "other"}); len(r.tasks) != 1 {
+			t.Errorf("%d tasks are remembered, one is here", len(r.tasks))
+		}
+	})
 	callTest(t, "adopting forgets ended calls whose entries are gone", func(t *testing.T, r *callRig) {
 		r.start(r.call("gone", 0, time.Second))
 		r.start(r.call("lives", 0, time.Second))
