@@ -258,7 +258,7 @@ func (r *rig) apply() {
 	if held > r.pos[0] {
 		r.t.Fatalf("Hold gives %d, beyond %d", held, r.pos[0])
 	}
-	if err := r.part.Commit(&state.Batch{}); err != nil {
+	if err := errors.Join(r.part.Commit(), r.part.WriteBack(&state.Batch{})); err != nil {
 		r.t.Fatal(err)
 	}
 	r.at = [2]int{held, r.pos[1]}

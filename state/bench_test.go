@@ -2,6 +2,7 @@ package state
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"syscall"
@@ -87,7 +88,7 @@ func BenchmarkCount(b *testing.B) {
 							k, v, _ = spec.ChangelogRecord(k, v, 0)
 							logged += len(k) + len(v)
 						}
-						if err := p.Commit(&Batch{}); err != nil {
+						if err := errors.Join(p.Commit(), p.WriteBack(&Batch{})); err != nil {
 							b.Fatal(err)
 						}
 					}
@@ -171,7 +172,7 @@ func BenchmarkFetch(b *testing.B) {
 			}
 		}
 		put(100_000)
-		if err := p.Commit(&Batch{}); err != nil {
+		if err := errors.Join(p.Commit(), p.WriteBack(&Batch{})); err != nil {
 			b.Fatal(err)
 		}
 		put(1000)

@@ -7,7 +7,7 @@ const DefaultCacheBytes = 64 << 20
 
 // entryOverhead is what an entry costs beside its key and value: its struct, its
 // slot in the map and its place in the ring.
-const entryOverhead = 144
+const entryOverhead = 176
 
 // A CacheBudget is the memory that the partitions of an instance share for rows
 // they have read or written: each open partition gets an equal part. It is safe
@@ -29,7 +29,8 @@ func (b *CacheBudget) share() int { return int(b.bytes / max(1, b.users.Load()))
 
 // A cache bounds the entries of a partition by the clock algorithm: a hand goes
 // round the entries and evicts the clean ones that were not used since it
-// passed. Entries of the overlay are in the ring and never evicted.
+// passed. Entries of the overlay and those to be written back are in the ring and never
+// evicted.
 type cache struct {
 	budget *CacheBudget
 	ring   []*entry
@@ -62,7 +63,7 @@ func (c *cache) evict(steps int) {
 			c.hand = 0
 		}
 		e := c.ring[c.hand]
-		if e.state == dirty || e.used && limit > 0 {
+		if e.state == dirty || e.behind || e.used && limit > 0 {
 			e.used = false
 			c.hand++
 			continue
@@ -76,6 +77,12 @@ func (c *cache) evict(steps int) {
 		c.ring[c.hand], c.ring[end] = c.ring[end], nil
 		c.ring = c.ring[:end]
 	}
+}
+
+// keep takes an entry in again after drop.
+func (c *cache) keep(e *entry) {
+	c.bytes += len(e.key) + len(e.value) + entryOverhead
+	c.ring = append(c.ring, e)
 }
 
 func (c *cache) drop() {

@@ -9,8 +9,8 @@ import (
 // the task and undone with the record that changed it.
 //
 // The number lives in memory and becomes a row when the changes of the task are
-// collected: [Store.Changes] and [Partition.Commit] include it, [Store.Get] and
-// [Store.Scan] see its committed value only.
+// collected: [Store.Changes] and [Partition.WriteBack] include it, [Store.Get] and
+// [Store.Scan] see the value that was written back only.
 type Cell struct {
 	part      *Partition
 	key       []byte
@@ -19,6 +19,7 @@ type Cell struct {
 	before    int64  // value at the start of record
 	record    uint64 // the last record that changed the cell
 	loaded    bool
+	behind    bool // committed is not written back
 	err       error
 }
 
@@ -77,4 +78,19 @@ func (c *Cell) load() {
 
 func (c *Cell) dirty() bool { return c.value != c.committed }
 
-func (c *Cell) row() []byte { return binary.BigEndian.AppendUint64(nil, uint64(c.value)) }
+func (c *Cell) row() []byte { return rowOf(c.value) }
+
+func rowOf(v int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(v)) }
+
+func (c *Cell) commit() {
+	c.committed, c.behind = c.value, true
+}
+
+func (c *Cell) abort() {
+	c.err = nil
+	if c.behind {
+		c.value = c.committed
+		return
+	}
+	c.loaded, c.value, c.committed = false, 0, 0
+}

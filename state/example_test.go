@@ -2,6 +2,7 @@ package state_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"time"
@@ -53,7 +54,7 @@ func ExampleView() {
 	}
 	part.Rollback()
 	show("before the commit:")
-	if err := part.Commit(&state.Batch{}); err != nil {
+	if err := errors.Join(part.Commit(), part.WriteBack(&state.Batch{})); err != nil {
 		log.Fatal(err)
 	}
 	show("after the commit:")

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // TaskID names a task: a sub-topology on one partition.
@@ -17,10 +18,11 @@ func (t TaskID) String() string { return fmt.Sprintf("%s/%d", t.SubTopology, t.P
 // A Partition is the state of one task: its stores, and the task's own rows
 // (cells, in-flight entries, timers) in the store named [TaskRows].
 //
-// Changes go into an overlay. [Partition.Commit] writes their net effect to the
-// backend in one batch, [Partition.Abort] drops them, and [Partition.Rollback]
-// undoes those since the last [Partition.Begin], which is one record. It is not
-// safe for concurrent use.
+// Changes go into an overlay. [Partition.Commit] makes them the committed rows,
+// [Partition.Abort] drops them, and [Partition.Rollback] undoes those since the last
+// [Partition.Begin], which is one record. [Partition.WriteBack] writes the net effect
+// of any number of commits to the backend in one batch: a row that changes with every
+// commit is not written with every commit. It is not safe for concurrent use.
 type Partition struct {
 	ID     TaskID
 	db     Backend
@@ -28,6 +30,10 @@ type Partition struct {
 	order  []*Store
 	cache  cache
 	size   int // bytes of keys and values in the overlay
+
+	unwritten int       // bytes committed and not written back
+	since     time.Time // when the first of them were committed
+	scanned   bool      // a store was, since they were
 
 	undo    []undo
 	touched []*Cell // cells changed since Begin
@@ -146,40 +152,78 @@ func (p *Partition) Err() error {
 	return nil
 }
 
-// Commit writes the net changes and the extra operations of b in one batch,
-// drops window segments that have expired, and empties the overlay. The
-// operations it adds to b are valid until the next Commit.
-//
-// After an error nothing was written and the overlay is as it was; since the
-// changes may be in the changelog already, the task must reopen and restore.
-func (p *Partition) Commit(b *Batch) error {
+// Commit commits the changes of the overlay in memory, to be written back to the
+// backend by [Partition.WriteBack]. Until then the backend holds an older committed
+// state. An error is that of a cell that could not be read: nothing has changed.
+func (p *Partition) Commit() error {
 	if err := p.Err(); err != nil {
 		return err
 	}
-	size, rows := p.size, len(p.ordered)
+	if p.unwritten == 0 && p.Dirty() {
+		p.since = time.Now()
+	}
+	p.unwritten += p.size
 	for _, s := range p.order {
-		size += len(s.prefix) * len(s.dirty)
-		rows += len(s.dirty)
+		s.commit()
+	}
+	for _, c := range p.ordered {
+		if c.dirty() {
+			p.unwritten += len(c.key) + 8
+			c.commit()
+		}
+	}
+	p.finish()
+	return nil
+}
+
+// Unwritten returns how many bytes of changes were committed since the last
+// [Partition.WriteBack], 0 exactly if there are none, and since when.
+func (p *Partition) Unwritten() (bytes int, since time.Time) {
+	return p.unwritten, p.since
+}
+
+// Scanned reports whether a store was scanned since the last [Partition.WriteBack].
+// Scans are fastest over rows that are written back.
+func (p *Partition) Scanned() bool { return p.scanned }
+
+// WriteBack writes the committed rows that the backend lacks and the extra
+// operations of b in one batch, and drops window segments that have expired. The
+// overlay stays as it is. The operations it adds to b are valid until the next call.
+//
+// After an error nothing was written, and it can be called again.
+func (p *Partition) WriteBack(b *Batch) error {
+	size, rows := 0, len(p.ordered)
+	for _, s := range p.order {
+		rows += len(s.behind)
+		for _, e := range s.behind {
+			size += len(s.prefix) + len(e.key)
+		}
 	}
 	p.keys = slices.Grow(p.keys[:0], size)
 	b.Ops = slices.Grow(b.Ops, rows)
 	for _, s := range p.order {
 		floor := s.expire(b)
-		order := sortKeys(&p.sorter, len(s.dirty), func(i int32) string { return s.dirty[i].key })
+		order := sortKeys(&p.sorter, len(s.behind), func(i int32) string { return s.behind[i].key })
 		for _, h := range order {
-			e := s.dirty[h.at]
-			if e.key < floor {
-				s.set(e, nil) // its segment has just been dropped
+			e := s.behind[h.at]
+			row := e.value
+			if e.state == dirty {
+				row = e.base
+			}
+			if e.key < floor { // its segment has just been dropped
+				if e.state == clean {
+					s.set(e, nil)
+				}
 				continue
 			}
 			start := len(p.keys)
 			p.keys = append(append(p.keys, s.prefix...), e.key...)
-			b.Set(p.keys[start:len(p.keys):len(p.keys)], e.value)
+			b.Set(p.keys[start:len(p.keys):len(p.keys)], row)
 		}
 	}
 	for _, c := range p.ordered {
-		if c.dirty() {
-			b.Set(slices.Concat(p.order[0].prefix, c.key), c.row())
+		if c.behind {
+			b.Set(slices.Concat(p.order[0].prefix, c.key), rowOf(c.committed))
 		}
 	}
 	if len(b.Ops) > 0 {
@@ -188,30 +232,25 @@ func (p *Partition) Commit(b *Batch) error {
 		}
 	}
 	for _, s := range p.order {
-		for _, e := range s.dirty {
-			e.state = clean
-		}
-		s.settle()
+		s.written()
 	}
 	for _, c := range p.ordered {
-		c.committed = c.value
+		c.behind = false
 	}
-	p.finish()
+	p.unwritten, p.scanned = 0, false
 	p.cache.trim()
 	return nil
 }
 
 // Abort drops all uncommitted changes, and the cache with them.
 func (p *Partition) Abort() {
+	p.cache.drop()
 	for _, s := range p.order {
-		clear(s.rows)
-		s.settle()
+		s.abort()
 	}
 	for _, c := range p.ordered {
-		c.loaded, c.err = false, nil
-		c.value, c.committed = 0, 0
+		c.abort()
 	}
-	p.cache.drop()
 	p.finish()
 }
 
@@ -221,8 +260,8 @@ func (p *Partition) finish() {
 	p.size = 0
 }
 
-// Close drops all uncommitted changes and gives the cache's share back. The
-// committed rows stay. Close is idempotent.
+// Close drops all uncommitted changes and gives the cache's share back. Rows that
+// were not written back are gone from memory too. Close is idempotent.
 func (p *Partition) Close() {
 	p.Abort()
 	p.cache.close()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"testing"
 )
 
@@ -56,7 +57,7 @@ func TestPartitionErrors(t *testing.T) {
 	if got := cell.Value(); got != -1 || !errors.Is(p.Err(), broken) {
 		t.Errorf("cell is %d, Err is %v", got, p.Err())
 	}
-	if err := p.Commit(&Batch{}); !errors.Is(err, broken) {
+	if err := p.Commit(); !errors.Is(err, broken) {
 		t.Errorf("Commit with an unread cell: %v", err)
 	}
 	db.read = nil
@@ -73,16 +74,26 @@ func TestPartitionErrors(t *testing.T) {
 		t.Errorf("Get of a damaged row: %v, %v", ok, err)
 	}
 
-	// A commit that fails changes nothing.
+	// A write that fails changes nothing, and can be repeated.
 	if err := s.Put("x", 1, 1); err != nil {
 		t.Fatal(err)
 	}
-	db.write = broken
-	if err := p.Commit(&Batch{}); !errors.Is(err, broken) {
-		t.Errorf("Commit: %v", err)
+	if err := p.Commit(); err != nil {
+		t.Fatal(err)
 	}
-	if v, ok, err := s.Get("x"); v != 1 || !ok || err != nil || !p.Dirty() {
-		t.Errorf("after a failed commit: %d, %v, %v, dirty %v", v, ok, err, p.Dirty())
+	db.write = broken
+	if err := p.WriteBack(&Batch{}); !errors.Is(err, broken) {
+		t.Errorf("WriteBack: %v", err)
+	}
+	if v, ok, err := s.Get("x"); v != 1 || !ok || err != nil {
+		t.Errorf("after a failed write: %d, %v, %v", v, ok, err)
+	}
+	db.write = nil
+	if err := p.WriteBack(&Batch{}); err != nil {
+		t.Error(err)
+	}
+	if n, _ := p.Unwritten(); n != 0 {
+		t.Errorf("%d bytes are unwritten", n)
 	}
 }
 
@@ -123,7 +134,7 @@ func TestCache(t *testing.T) {
 	reads(2, "a key that is absent is remembered")
 	s.Put([]byte("x"), []byte("1"))
 	get("x")
-	if err := p.Commit(&Batch{}); err != nil {
+	if err := commitThrough(p); err != nil {
 		t.Fatal(err)
 	}
 	get("x")
@@ -144,7 +155,7 @@ func TestCache(t *testing.T) {
 	if p.cache.bytes < 10_000*100 {
 		t.Errorf("the overlay has %d bytes", p.cache.bytes)
 	}
-	if err := p.Commit(&Batch{}); err != nil {
+	if err := commitThrough(p); err != nil {
 		t.Fatal(err)
 	}
 	if p.cache.bytes > 100_000 || len(s.rows) != len(p.cache.ring) {
@@ -187,7 +198,7 @@ func TestCacheShare(t *testing.T) {
 	off := NewPartition(NewMemory(), TaskID{}, []Spec{{Name: "a"}}, WithCache(NewCacheBudget(0)))
 	s := off.Store("a")
 	s.Put([]byte("k"), []byte("v"))
-	if err := off.Commit(&Batch{}); err != nil {
+	if err := commitThrough(off); err != nil {
 		t.Fatal(err)
 	}
 	if v, err := s.Get([]byte("k")); string(v) != "v" || err != nil || len(s.rows) != 0 {
@@ -218,4 +229,83 @@ func TestPartitionOf(t *testing.T) {
 			}
 		}
 	}
+}
+
+// commitThrough commits the changes of a partition and writes them back.
+func commitThrough(p *Partition) error {
+	if err := p.Commit(); err != nil {
+		return err
+	}
+	return p.WriteBack(&Batch{})
+}
+
+// Committed rows that are not written back are the committed state all the same: for
+// reads, scans, and what an abort goes back to.
+func TestUnwritten(t *testing.T) {
+	t.Parallel()
+	db := NewMemory()
+	p := NewPartition(db, TaskID{"s", 1}, []Spec{{Name: "a"}}, WithCache(NewCacheBudget(0)))
+	s, cell := p.Store("a"), p.Cell("time")
+	rows := func() string {
+		t.Helper()
+		var out strings.Builder
+		for kv, err := range s.Scan(nil, nil, false) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, err := s.Get(kv.Key)
+			if err != nil || string(v) != string(kv.Value) {
+				t.Fatalf("Get of %q: %q, %v, the scan has %q", kv.Key, v, err, kv.Value)
+			}
+			fmt.Fprintf(&out, "%s=%s ", kv.Key, kv.Value)
+		}
+		return fmt.Sprint(out.String(), cell.Value())
+	}
+	is := func(what, want string) {
+		t.Helper()
+		if got := rows(); got != want {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+	}
+	put := func(k, v string) {
+		p.Begin()
+		if s.Put([]byte(k), []byte(v)); v == "" {
+			s.Put([]byte(k), nil)
+		}
+	}
+	put("a", "1")
+	put("b", "1")
+	cell.Set(7)
+	if err := commitThrough(p); err != nil {
+		t.Fatal(err)
+	}
+	put("a", "2")
+	put("b", "")
+	put("c", "2")
+	cell.Set(8)
+	if err := p.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	is("committed", "a=2 c=2 8")
+	put("a", "3")
+	put("b", "3")
+	put("d", "3")
+	cell.Set(9)
+	is("changed", "a=3 b=3 c=2 d=3 9")
+	p.Rollback()
+	is("rolled back the last", "a=3 b=3 c=2 8")
+	p.Abort()
+	is("aborted", "a=2 c=2 8")
+	put("a", "4")
+	put("c", "")
+	if err := p.WriteBack(&Batch{}); err != nil {
+		t.Fatal(err)
+	}
+	is("written back amid changes", "a=4 8")
+	p.Abort()
+	is("aborted after it", "a=2 c=2 8")
+	p.Close()
+	p = NewPartition(db, TaskID{"s", 1}, []Spec{{Name: "a"}})
+	s, cell = p.Store("a"), p.Cell("time")
+	is("reopened", "a=2 c=2 8")
 }

@@ -18,13 +18,17 @@ type Store struct {
 	prefix []byte
 	rows   map[string]*entry
 	dirty  []*entry              // the overlay, in the order in which keys became dirty
-	sorted *btree.BTreeG[*entry] // the overlay by key; nil until a scan needs it
+	behind []*entry              // committed, but not written back yet
+	sorted *btree.BTreeG[*entry] // dirty and behind by key; nil until a scan needs it
 	epoch  uint64                // counts changes of the overlay, for running scans
 	last   *entry                // the entry found last: an update reads it, then writes it
 	key    []byte                // scratch
 
 	streamTime func() int64 // set by the window store that is built on it
+	// committedTime is the stream time of the last commit.
+	committedTime int64
 	dropped    int64        // window segments below have been deleted
+	expiring   int64        // with the batch that is being written
 }
 
 // An entry is a row in the cache or the overlay. Value nil means that there is
@@ -32,9 +36,12 @@ type Store struct {
 type entry struct {
 	key   string
 	value []byte
-	store *Store
-	state entryState
-	used  bool // since the cache's hand passed
+	// base is the committed row of an entry that is dirty and behind.
+	base   []byte
+	store  *Store
+	state  entryState
+	behind bool // the backend has an older committed row
+	used   bool // since the cache's hand passed
 }
 
 type entryState uint8
@@ -80,12 +87,14 @@ func (s *Store) Put(key, value []byte) {
 	if e.state == dirty {
 		p.size -= len(e.value)
 	} else {
+		if e.behind {
+			e.base = e.value
+		} else if s.sorted != nil {
+			s.sorted.Set(e)
+		}
 		e.state = dirty
 		s.dirty = append(s.dirty, e)
 		p.size += len(e.key)
-		if s.sorted != nil {
-			s.sorted.Set(e)
-		}
 	}
 	p.size += len(value)
 	e.used = true
@@ -103,7 +112,7 @@ func (s *Store) undo(u undo) {
 	} else {
 		p.size -= len(u.entry.key)
 		s.dirty = s.dirty[:len(s.dirty)-1]
-		if s.sorted != nil {
+		if u.entry.base = nil; s.sorted != nil && !u.entry.behind {
 			s.sorted.Delete(u.entry)
 		}
 	}
@@ -112,11 +121,51 @@ func (s *Store) undo(u undo) {
 	s.set(u.entry, u.value)
 }
 
-// settle empties the overlay after its rows were committed or dropped.
-func (s *Store) settle() {
-	clear(s.dirty)
-	s.dirty, s.sorted, s.last = s.dirty[:0], nil, nil
+// commit makes the overlay the committed rows, to be written back later.
+func (s *Store) commit() {
+	for _, e := range s.dirty {
+		e.state, e.base = clean, nil
+		if !e.behind {
+			e.behind = true
+			s.behind = append(s.behind, e)
+		}
+	}
+	s.dirty = truncate(s.dirty)
+	if s.streamTime != nil {
+		s.committedTime = s.streamTime()
+	}
+}
+
+// abort forgets all rows but those that are committed and not written back.
+func (s *Store) abort() {
+	for _, e := range s.dirty {
+		if e.behind {
+			e.value, e.state, e.base = e.base, clean, nil
+		}
+	}
+	s.dirty = truncate(s.dirty)
+	clear(s.rows)
+	for _, e := range s.behind {
+		s.rows[e.key] = e
+		s.part.cache.keep(e)
+	}
+	s.sorted, s.last = nil, nil
 	s.epoch++
+}
+
+// written notes that all committed rows are in the backend.
+func (s *Store) written() {
+	for _, e := range s.behind {
+		e.behind, e.base = false, nil
+	}
+	s.dropped = max(s.dropped, s.expiring)
+	s.behind, s.sorted = truncate(s.behind), nil
+	s.epoch++
+}
+
+func truncate(entries []*entry) []*entry {
+	clear(entries)
+	return entries[:0]
 }
 
 func (s *Store) find(key []byte) *entry {

@@ -16,6 +16,7 @@ import (
 // The task must not commit, abort or roll back meanwhile.
 func (s *Store) Scan(from, to []byte, reverse bool) iter.Seq2[KV, error] {
 	return func(yield func(KV, error) bool) {
+		s.part.scanned = true
 		lower := slices.Concat(s.prefix, from)
 		upper := prefixEnd(s.prefix)
 		if to != nil {
@@ -100,7 +101,7 @@ func (c *cursor) peek() *entry {
 		return c.next
 	}
 	c.next, c.epoch, c.sought = nil, s.epoch, true
-	if len(s.dirty) == 0 {
+	if len(s.dirty)+len(s.behind) == 0 {
 		return nil
 	}
 	if s.sorted == nil {
@@ -152,8 +153,13 @@ func (c *cursor) seekDown() {
 
 func (s *Store) sort() {
 	s.sorted = btree.NewBTreeGOptions(func(a, b *entry) bool { return a.key < b.key }, btree.Options{NoLocks: true})
-	for _, e := range s.dirty {
+	for _, e := range s.behind {
 		s.sorted.Set(e)
+	}
+	for _, e := range s.dirty {
+		if !e.behind {
+			s.sorted.Set(e)
+		}
 	}
 }
 

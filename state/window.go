@@ -117,14 +117,14 @@ func (s *Store) expire(b *Batch) (floor string) {
 	if s.streamTime == nil {
 		return ""
 	}
-	segment := s.Spec.OldestStart(s.streamTime()) / s.Spec.segment()
+	segment := s.Spec.OldestStart(s.committedTime) / s.Spec.segment()
 	if segment == 0 {
 		return ""
 	}
 	end := binary.BigEndian.AppendUint64(nil, uint64(segment))
 	if segment > s.dropped {
 		b.DeleteRange(slices.Clone(s.prefix), slices.Concat(s.prefix, end))
-		s.dropped = segment
+		s.expiring = segment
 	}
 	return string(end)
 }

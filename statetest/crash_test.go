@@ -57,7 +57,10 @@ func (r *crashRun) commit(pad int) error {
 	if err := r.checkpoint().AppendTo(b, crashTask); err != nil {
 		return err
 	}
-	return r.part.Commit(b)
+	if err := r.part.Commit(); err != nil {
+		return err
+	}
+	return r.part.WriteBack(b)
 }
 
 // ingest restores one cycle as a file.

@@ -35,7 +35,7 @@ func (r *rig) commit(t testing.TB) {
 			r.log = append(r.log, logRecord{s.Spec.Name, bytes.Clone(key), bytes.Clone(value), ts})
 		}
 	}
-	must(t, r.part.Commit(&state.Batch{}))
+	must(t, commitThrough(r.part))
 }
 
 // restore replaces the task by one whose stores were rebuilt from the log.

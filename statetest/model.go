@@ -101,6 +101,7 @@ func (m *model) step(t *testing.T) {
 	case p < 99:
 		must(t, m.db.Flush())
 	default:
+		must(t, m.part.WriteBack(&state.Batch{})) // the overlay is not part of it
 		must(t, m.db.Close())
 		m.cycle = m.committed.clone()
 		m.start(t)
@@ -180,7 +181,10 @@ func (m *model) commit(t *testing.T) {
 			m.log = append(m.log, logRecord{s.Spec.Name, bytes.Clone(key), bytes.Clone(value), ts})
 		}
 	}
-	must(t, m.part.Commit(&state.Batch{}))
+	must(t, m.part.Commit())
+	if m.rng.IntN(3) == 0 {
+		must(t, m.part.WriteBack(&state.Batch{}))
+	}
 	m.committed = m.cycle.clone()
 }
 

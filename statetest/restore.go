@@ -37,7 +37,7 @@ func restoreOver(t *testing.T, db state.Backend, n int) {
 	s := state.NewKeyValueStore(p.Store("counts"), serde.String(), serde.Int64())
 	must(t, s.Put("old", 1, 1))
 	must(t, s.Put("gone", 1, 1))
-	must(t, p.Commit(&state.Batch{}))
+	must(t, commitThrough(p))
 
 	from := &state.Checkpoint{
 		Logs:        map[string]state.LogPosition{"counts": {Topic: topic, Next: 5}, "windows": {Topic: topic}, "": {Topic: topic}},
@@ -130,7 +130,7 @@ func View(t *testing.T, newStorage func(t testing.TB) Opener) {
 		for m := range int64(4) {
 			must(t, w.Put(key, m*60_000, m, 0))
 		}
-		must(t, p.Commit(&state.Batch{}))
+		must(t, commitThrough(p))
 		must(t, s.Put(key+"a", 99, 99)) // stays in the overlay
 		must(t, s.Delete(key+"b"))
 		defer p.Close()

@@ -50,7 +50,7 @@ func Partition(t *testing.T, newStorage func(t testing.TB) Opener) {
 		equal(t, "overlay", rows(t, all(s)), "a=3 b=2")
 		equal(t, "changes", changes(s), "a=3 b=2 c")
 		equal(t, "size", p.Size(), len("a3b2c"))
-		must(t, p.Commit(&state.Batch{}))
+		must(t, commitThrough(p))
 		equal(t, "dirty", p.Dirty(), false)
 		equal(t, "size", p.Size(), 0)
 		equal(t, "changes", changes(s), "")
@@ -61,7 +61,7 @@ func Partition(t *testing.T, newStorage func(t testing.TB) Opener) {
 		cell := p.Cell("time")
 		put(s, "a=1", "b=2")
 		cell.Set(7)
-		must(t, p.Commit(&state.Batch{}))
+		must(t, commitThrough(p))
 		p.Begin()
 		put(s, "a=x")
 		cell.Set(8)
@@ -91,7 +91,7 @@ func Partition(t *testing.T, newStorage func(t testing.TB) Opener) {
 		cell.Set(5)
 		equal(t, "dirty", p.Dirty(), true)
 		equal(t, "changes", changes(p.Store(state.TaskRows)), "ctime=\x00\x00\x00\x00\x00\x00\x00\x05")
-		must(t, p.Commit(&state.Batch{}))
+		must(t, commitThrough(p))
 		equal(t, "changes", changes(p.Store(state.TaskRows)), "")
 		cell.Set(6)
 		cell.Set(5)
@@ -100,7 +100,7 @@ func Partition(t *testing.T, newStorage func(t testing.TB) Opener) {
 	t.Run("scan sees changes ahead", func(t *testing.T) {
 		p, s := open(t)
 		put(s, "a=1", "c=3", "e=5", "g=7")
-		must(t, p.Commit(&state.Batch{}))
+		must(t, commitThrough(p))
 		put(s, "b=2", "f=6")
 		var got []string
 		for kv, err := range all(s) {
@@ -122,8 +122,8 @@ func Partition(t *testing.T, newStorage func(t testing.TB) Opener) {
 		put(p.Store("ab"), "k=2")
 		put(q.Store("a"), "k=3")
 		put(q.Store(state.TaskRows), "k=4")
-		must(t, p.Commit(&state.Batch{}))
-		must(t, q.Commit(&state.Batch{}))
+		must(t, commitThrough(p))
+		must(t, commitThrough(q))
 		for i, s := range []*state.Store{p.Store("a"), p.Store("ab"), q.Store("a"), q.Store(state.TaskRows)} {
 			equal(t, "rows", rows(t, all(s)), fmt.Sprintf("k=%d", i+1))
 		}
@@ -153,7 +153,7 @@ func KeyValue(t *testing.T, newStorage func(t testing.TB) Opener) {
 			must(t, s.Delete("gone"))
 			must(t, s.Delete("never"))
 			if commit {
-				must(t, p.Commit(&state.Batch{}))
+				must(t, commitThrough(p))
 			}
 			v, ts, ok, err := s.GetTimestamped("a")
 			if v != 11 || ts != 111 || !ok || err != nil {
@@ -193,7 +193,7 @@ func Window(t *testing.T, newStorage func(t testing.TB) Opener) {
 				t.Error("a negative window start is accepted")
 			}
 			if commit {
-				must(t, p.Commit(&state.Batch{}))
+				must(t, commitThrough(p))
 			}
 			equal(t, "fetch", windows(t, s.Fetch("a", 2*minute, 5*minute)), `"a"/2=2 "a"/3=3 "a"/5=5`)
 			equal(t, "fetch one", windows(t, s.Fetch("a\x00", 4*minute, 4*minute)), `"a\x00"/4=4`)
@@ -226,7 +226,7 @@ func Window(t *testing.T, newStorage func(t testing.TB) Opener) {
 
 			// Segments of 5 minutes: the first is dropped, the second is not.
 			clock = 16 * minute
-			must(t, p.Commit(&state.Batch{}))
+			must(t, commitThrough(p))
 			n := 0
 			for _, err := range p.Store("windows").Scan(nil, nil, false) {
 				must(t, err)
@@ -268,4 +268,12 @@ func windows(t testing.TB, rows iter.Seq2[state.WindowRow[string, int64], error]
 		out = append(out, fmt.Sprintf("%q/%d=%d", r.Key, r.Start/60_000, r.Value))
 	}
 	return strings.Join(out, " ")
+}
+
+// commitThrough commits the changes of a partition and writes them back.
+func commitThrough(p *state.Partition) error {
+	if err := p.Commit(); err != nil {
+		return err
+	}
+	return p.WriteBack(&state.Batch{})
 }

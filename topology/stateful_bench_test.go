@@ -3,6 +3,7 @@ package topology_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -66,7 +67,7 @@ func benchPipeline(b *testing.B, keys int, describe func(*topology.Builder)) {
 		}
 		if n++; n%10_000 == 0 {
 			b.StopTimer()
-			if err := t.part.Commit(&state.Batch{}); err != nil {
+			if err := errors.Join(t.part.Commit(), t.part.WriteBack(&state.Batch{})); err != nil {
 				b.Fatal(err)
 			}
 			b.StartTimer()

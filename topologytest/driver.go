@@ -12,6 +12,7 @@ package topologytest
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -254,7 +255,7 @@ func (d *Driver) applyGlobal(g topology.GlobalSource, rec *processors.Raw) error
 	}
 	d.globals.Begin()
 	d.globals.Store(g.Store.Name).Put(bytes.Clone(key), row)
-	return d.globals.Commit(&state.Batch{})
+	return errors.Join(d.globals.Commit(), d.globals.WriteBack(&state.Batch{}))
 }
 
 // Advance moves the wall clock forward, runs the wall-clock punctuations that are

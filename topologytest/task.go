@@ -239,7 +239,7 @@ func deadLetter(rec *processors.Raw, e *processors.Error) processors.Raw {
 // calls.
 func (t *task) commit() {
 	t.d.t.Helper()
-	if err := t.part.Commit(&state.Batch{}); err != nil {
+	if err := errors.Join(t.part.Commit(), t.part.WriteBack(&state.Batch{})); err != nil {
 		t.d.t.Fatalf("topologytest: %v", err)
 	}
 	for _, o := range t.out {

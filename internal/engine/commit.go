@@ -173,10 +173,13 @@ func (s *session) committed(took []*task, offsets map[string]map[int32]kafka.Off
 	return nil
 }
 
-// apply writes the net changes of t and its checkpoint in one batch.
+// apply commits the changes of t to its state, and writes back what is due.
 func (s *session) apply(t *task) error {
 	if !t.sub.NeedsRows {
 		return nil // nothing of it is kept
+	}
+	if err := t.part.Commit(); err != nil {
+		return err
 	}
 	for store, r := range t.logged {
 		pos := t.check.Logs[store]
@@ -186,12 +189,53 @@ func (s *session) apply(t *task) error {
 	for _, in := range t.inputs {
 		t.check.Inputs[state.TopicPartition{Topic: in.topic, Partition: t.id.Partition}] = in.committed.At
 	}
+	if t.writeDue(time.Now()) {
+		return t.writeBack()
+	}
+	return nil
+}
+
+// Committed rows are written back together: a row that changes with every cycle is
+// written once for many. What a crash loses is restored from the changelog.
+const (
+	// writeEvery is how long committed rows may wait.
+	writeEvery = time.Second
+	// writeBytes is how many bytes of changes of a task may wait.
+	writeBytes = 8 << 20
+	// viewedFor is how long after a view has looked at a task its rows do not wait,
+	// since views see what was written.
+	viewedFor = 10 * time.Second
+)
+
+// writeDue reports whether committed rows are to be written back now.
+func (t *task) writeDue(now time.Time) bool {
+	bytes, since := t.part.Unwritten()
+	return bytes > 0 && (bytes >= writeBytes || now.Sub(since) >= writeEvery || t.part.Scanned() ||
+		now.Sub(time.UnixMilli(t.view.looked.Load())) < viewedFor)
+}
+
+// writeBack writes the committed rows and the checkpoint that belongs to them in one
+// batch.
+func (t *task) writeBack() error {
 	t.check.Time = time.Now().UnixMilli()
 	b := &state.Batch{}
 	if err := t.check.AppendTo(b, t.id); err != nil {
 		return err
 	}
-	return t.part.Commit(b)
+	return t.part.WriteBack(b)
+}
+
+// writeBehind writes back the rows that have waited long enough, of tasks that have
+// nothing to commit.
+func (s *session) writeBehind(now time.Time) error {
+	for _, t := range s.tasks {
+		if !t.took && t.failure == nil && t.writeDue(now) {
+			if err := t.writeBack(); err != nil {
+				return fmt.Errorf("%w: task %s cannot write its rows: %w", errReopen, t.id, err)
+			}
+		}
+	}
+	return nil
 }
 
 // produceFailed looks into records that were not written. A rejection that

@@ -73,6 +73,7 @@ func (inst *Instance) Local(store string, partition int32) state.Local {
 	inst.mu.Lock()
 	defer inst.mu.Unlock()
 	if t, ok := inst.live[id]; ok {
+		t.view.looked.Store(time.Now().UnixMilli())
 		local.Status = state.Ready
 		local.StreamTime = t.view.streamTime.Load()
 		local.Staleness = time.Since(time.UnixMilli(t.view.caughtUp.Load()))
@@ -104,7 +105,8 @@ func (inst *Instance) leaves(t *task) {
 
 // observeView notes for views how far the task is.
 func (t *task) observeView(now time.Time) {
-	behind := false
+	unwritten, _ := t.part.Unwritten()
+	behind := unwritten > 0
 	for _, in := range t.inputs {
 		behind = behind || in.position.At < in.end || in.position.At != in.committed.At || now.Sub(in.looked) > endsFresh
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -46,7 +47,7 @@ func (s *session) endCycle(ctx context.Context, fence kafka.Fence, took []*task,
 		}
 	case bugAppliedFirst:
 		for _, t := range took {
-			if err := t.part.Commit(&state.Batch{}); err != nil {
+			if err := errors.Join(t.part.Commit(), t.part.WriteBack(&state.Batch{})); err != nil {
 				return kafka.Unknown, err
 			}
 		}

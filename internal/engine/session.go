@@ -192,6 +192,9 @@ func (s *session) loop(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := s.writeBehind(time.Now()); err != nil {
+			return err
+		}
 		s.parkFailed()
 		s.lookAtEnds(ctx, time.Now())
 		s.finishRebalance(time.Now())

@@ -78,6 +78,7 @@ type task struct {
 	view struct {
 		streamTime atomic.Int64 // committed
 		caughtUp   atomic.Int64 // when it last had processed all of its input, ms
+		looked     atomic.Int64 // when a view last looked at it, ms
 	}
 }
 
@@ -431,7 +432,13 @@ func (t *task) close() {
 			t.log.Warn("closing the operators", "error", err)
 		}
 	}
-	if t.part != nil {
-		t.part.Close()
+	if t.part == nil {
+		return
 	}
+	if n, _ := t.part.Unwritten(); n > 0 {
+		if err := t.writeBack(); err != nil {
+			t.log.Warn("committed rows could not be written, the next owner restores them", "error", err)
+		}
+	}
+	t.part.Close()
 }
