@@ -28,7 +28,9 @@ const (
 	// DeadLetter writes the source record to the dead-letter topic in the
 	// transaction of its offset.
 	DeadLetter
-	// Retry aborts the transaction, waits, and processes the record again.
+	// Retry undoes what the record did and processes it again after a pause of 100 ms,
+	// doubled with every attempt up to 30 s. What came before it is committed; the
+	// records of the task's sources behind it wait.
 	Retry
 	// Stop stops the task; the offset stays before the record.
 	Stop
