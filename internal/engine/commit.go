@@ -105,6 +105,7 @@ func (s *session) commit() error {
 	s.began, s.lastCommit = false, time.Now()
 	s.commitTime += (s.lastCommit.Sub(started) - s.commitTime) / 8
 	if outcome == kafka.Committed {
+		s.hasCommitted = true
 		s.w.inst.metrics.committed(s.w.group, time.Since(started))
 		return s.committed(took, offsets)
 	}

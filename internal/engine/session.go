@@ -55,10 +55,11 @@ type session struct {
 	parked  map[state.TaskID]parked
 
 	// the open transaction
-	began      bool
-	lastCommit time.Time
-	commitTime time.Duration // how long commits take, smoothed
-	lastRecord time.Time     // when the last record was polled
+	began        bool
+	lastCommit   time.Time
+	hasCommitted bool
+	commitTime   time.Duration // how long commits take, smoothed
+	lastRecord   time.Time     // when the last record was polled
 
 	// the ends of the inputs, see lookAtEnds
 	ends   chan endsLook

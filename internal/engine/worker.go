@@ -148,12 +148,16 @@ func (w *worker) run(ctx context.Context) error {
 	failures, fenced := 0, 0
 	for {
 		opened := time.Now()
-		err := w.runSession(ctx)
+		committed, err := w.runSession(ctx)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an orderly end; what failed on the way is logged
 		}
-		if time.Since(opened) > time.Minute {
-			failures, fenced = 0, 0
+		long := time.Since(opened) > time.Minute
+		if committed || long {
+			failures = 0
+		}
+		if long { // two processes that fence each other commit in between
+			fenced = 0
 		}
 		if kafka.IsFencedByOther(err) {
 			if fenced++; fenced > 1 {
@@ -180,15 +184,16 @@ func (w *worker) run(ctx context.Context) error {
 	}
 }
 
-func (w *worker) runSession(ctx context.Context) error {
+// runSession lives one session, and reports whether it has committed anything.
+func (w *worker) runSession(ctx context.Context) (committed bool, err error) {
 	s, err := w.open(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	err = s.loop(ctx)
 	leave := ctx.Err() != nil && !w.cfg.KeepMembership
 	s.close(leave)
-	return err
+	return s.hasCommitted, err
 }
 
 // A FatalError stops the instance: going on would serve or write wrong data.
