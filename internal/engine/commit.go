@@ -34,7 +34,7 @@ func (s *session) due(now time.Time) bool {
 	if !s.began {
 		return since >= movedCommit && s.moved()
 	}
-	if s.isolate > 0 || since >= s.w.cfg.CommitInterval {
+	if s.isolate > 0 || since >= s.interval() {
 		return true
 	}
 	size := 0
@@ -45,6 +45,34 @@ func (s *session) due(now time.Time) bool {
 		return true
 	}
 	return since >= s.idleGap() && s.idle(now) && (s.light() || now.Sub(s.lastRecord) >= idlePoll)
+}
+
+// A worker that lags by farBehind records commits catchUp times less often: fewer
+// commits and fewer writes of the same rows let it catch up sooner, and the delay of a
+// commit is nothing against that of the lag.
+const (
+	farBehind = 50_000
+	catchUp   = 3
+)
+
+// interval is how long the cycle may last.
+func (s *session) interval() time.Duration {
+	lag := int64(0)
+	for _, t := range s.tasks {
+		if t.sub.LoopTopic != "" {
+			return s.w.cfg.CommitInterval // answers must not wait
+		}
+		if t.paused || t.failure != nil {
+			continue
+		}
+		for _, in := range t.inputs {
+			lag += in.lag()
+		}
+	}
+	if lag < farBehind {
+		return s.w.cfg.CommitInterval
+	}
+	return catchUp * s.w.cfg.CommitInterval
 }
 
 // idleGap is the time to leave between two commits while input is idle.

@@ -25,7 +25,8 @@ type Config struct {
 	FS vfs.FS
 	// Workers per Kafka group; default 2.
 	Workers int
-	// CommitInterval is the longest a cycle lasts; default 100 ms.
+	// CommitInterval is the longest a cycle lasts, but for one that lags; default
+	// 100 ms.
 	CommitInterval time.Duration
 	// MaxTaskIdle is how long a task waits for an empty input before it goes on
 	// with the others; default 0: only for inputs known to have data. Negative

@@ -298,7 +298,7 @@ const housekeeping = 100 * time.Millisecond
 func (s *session) patience(now time.Time) time.Duration {
 	wait := housekeeping
 	if s.began {
-		wait = min(wait, s.w.cfg.CommitInterval-now.Sub(s.lastCommit))
+		wait = min(wait, s.interval()-now.Sub(s.lastCommit))
 		if s.light() {
 			wait = min(wait, s.idleGap()-now.Sub(s.lastCommit))
 		}
@@ -335,7 +335,7 @@ func (s *session) turn() error {
 	default:
 		return nil
 	}
-	deadline := s.lastCommit.Add(s.w.cfg.CommitInterval)
+	deadline := s.lastCommit.Add(s.interval())
 	if floor := now.Add(s.w.cfg.CommitInterval / 4); deadline.Before(floor) {
 		deadline = floor
 	}
