@@ -69,15 +69,16 @@ const (
 	FinishRefusal Finish = "refusal" // the model or a safety filter declined
 )
 
-// Usage counts the tokens of an attempt. Cached ones are part of Input, Reasoning
+// Usage counts the tokens of an attempt. Cached ones, read from a prompt cache, and
+// Written ones, written to it at a price of their own, are parts of Input, Reasoning
 // ones part of Output.
 type Usage struct {
-	Input, Cached, Output, Reasoning int64
+	Input, Cached, Written, Output, Reasoning int64
 }
 
 // Add returns the sum.
 func (u Usage) Add(v Usage) Usage {
-	return Usage{u.Input + v.Input, u.Cached + v.Cached, u.Output + v.Output, u.Reasoning + v.Reasoning}
+	return Usage{u.Input + v.Input, u.Cached + v.Cached, u.Written + v.Written, u.Output + v.Output, u.Reasoning + v.Reasoning}
 }
 
 // A Response is a model's answer.

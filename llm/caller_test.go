@@ -1,0 +1,358 @@
+package llm
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const sec = time.Second
+
+// TestAttempts checks when a single model is asked, and how the call ends.
+func TestAttempts(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name   string
+		policy Policy
+		steps  []step
+		asked  []time.Duration
+		class  Class // empty: answered
+	}{
+		{name: "answer", steps: []step{{}}, asked: []time.Duration{0}},
+		{
+			name:  "full jitter doubles", // half of 500 ms, 1 s, 2 s
+			steps: []step{fails(Unavailable)},
+			asked: []time.Duration{0, 250 * time.Millisecond, 750 * time.Millisecond, 1750 * time.Millisecond},
+			class: Unavailable,
+		},
+		{
+			name:   "back-off has a ceiling",
+			policy: Policy{Attempts: 5, Backoff: 2 * sec, MaxBackoff: 4 * sec},
+			steps:  []step{fails(Unavailable)},
+			asked:  []time.Duration{0, sec, 3 * sec, 5 * sec, 7 * sec},
+			class:  Unavailable,
+		},
+		{
+			name:  "Retry-After is a minimum and not clamped",
+			steps: []step{after(Unavailable, 40*sec), after(Unavailable, time.Millisecond), {}},
+			asked: []time.Duration{0, 40 * sec, 40*sec + 500*time.Millisecond},
+		},
+		{
+			name:  "Retry-After beyond the deadline fails now",
+			steps: []step{after(Throttled, 3*time.Minute), {}},
+			asked: []time.Duration{0},
+			class: Throttled,
+		},
+		{
+			name:   "being throttled uses up no attempts",
+			policy: Policy{Attempts: 2},
+			steps:  []step{after(Throttled, 10*sec), after(Throttled, 10*sec), after(Throttled, 10*sec), fails(Unavailable), {}},
+			asked:  []time.Duration{0, 10 * sec, 20 * sec, 30 * sec, 32 * sec},
+		},
+		{
+			name:   "an attempt's time is bounded",
+			policy: Policy{Timeout: 10 * sec, Attempts: 2},
+			steps:  []step{{takes: time.Hour}, {takes: 9 * sec}},
+			asked:  []time.Duration{0, 10*sec + 250*time.Millisecond},
+		},
+		{
+			name:   "no attempt starts that cannot end in time", // 25 s, 50 s: 10 s are left, and 12 are needed
+			policy: Policy{Timeout: 25 * sec, Deadline: 60 * sec, MinTime: 12 * sec, Attempts: 9, Backoff: 1},
+			steps:  []step{{takes: time.Hour}},
+			asked:  []time.Duration{0, 25 * sec},
+			class:  Timeout,
+		},
+		{
+			name:   "the last attempt gets what is left",
+			policy: Policy{Timeout: 25 * sec, Deadline: 60 * sec, MinTime: 5 * sec, Attempts: 9, Backoff: 1},
+			steps:  []step{{takes: time.Hour}, {takes: time.Hour}, {takes: 9 * sec}},
+			asked:  []time.Duration{0, 25 * sec, 50*sec + 1},
+		},
+		{name: "plain error", steps: []step{{err: errors.New("connection reset")}, {}}, asked: []time.Duration{0, 250 * time.Millisecond}},
+		{name: "refusal", steps: []step{{end: FinishRefusal}, {}}, asked: []time.Duration{0}, class: Refused},
+		{name: "cut answer", steps: []step{{end: FinishLength}, {}}, asked: []time.Duration{0}, class: Truncated},
+		{name: "no money", steps: []step{fails(NoMoney), {}}, asked: []time.Duration{0}, class: NoMoney},
+		{name: "auth", steps: []step{fails(Auth), {}}, asked: []time.Duration{0}, class: Auth},
+		{name: "too long", steps: []step{fails(ContextTooLong), {}}, asked: []time.Duration{0}, class: ContextTooLong},
+		{name: "invalid", steps: []step{fails(Invalid), {}}, asked: []time.Duration{0}, class: Invalid},
+		{name: "violation", steps: []step{fails(Violation), {}}, asked: []time.Duration{0}, class: Violation},
+		{name: "too large", steps: []step{fails(TooLarge), {}}, asked: []time.Duration{0}, class: TooLarge},
+		{
+			name:   "an action of one's own",
+			policy: Policy{Actions: map[Class]Action{Refused: ActionRetry}},
+			steps:  []step{fails(Refused), {}},
+			asked:  []time.Duration{0, 250 * time.Millisecond},
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				m := script(small, row.steps...)
+				c := mustCaller(t, CallerConfig{Chain: chain(m), Policy: row.policy})
+				res, err := c.Do(t.Context(), Call{Request: question})
+				if got := m.asked; !slices.Equal(got, row.asked) {
+					t.Errorf("asked at %v, want %v", got, row.asked)
+				}
+				switch {
+				case row.class == "" && err != nil:
+					t.Errorf("failed: %v", err)
+				case row.class != "" && (err == nil || ClassOf(err) != row.class):
+					t.Errorf("got %v, want class %s", err, row.class)
+				}
+				if (res.Response != nil) != (err == nil) || res.Attempts != len(row.asked) || len(res.Failures) < res.Attempts-1 {
+					t.Errorf("inconsistent result: %+v", res)
+				}
+			})
+		})
+	}
+}
+
+// TestDeadlineOfContext checks that a deadline of the context bounds a call, and that
+// its end by cancelling is no failure of the call.
+func TestDeadlineOfContext(t *testing.T) {
+	t.Parallel()
+	t.Run("deadline", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*sec)
+			defer cancel()
+			m := script(small, step{takes: time.Hour})
+			_, err := mustCaller(t, CallerConfig{Chain: chain(m)}).Do(ctx, Call{Request: question})
+			if ClassOf(err) != Timeout || time.Since(m.began) != 20*sec || len(m.asked) != 1 {
+				t.Errorf("got %v after %s and %d attempts", err, time.Since(m.began), len(m.asked))
+			}
+		})
+	})
+	for _, row := range []struct {
+		name string
+		step step
+	}{{"in an attempt", step{takes: time.Hour}}, {"in a pause", after(Unavailable, 30*sec)}} {
+		t.Run("cancelled "+row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				handover := errors.New("the task moves")
+				ctx, cancel := context.WithCancelCause(t.Context())
+				time.AfterFunc(sec, func() { cancel(handover) })
+				m, spare := script(small, row.step), script(big, step{})
+				c := mustCaller(t, CallerConfig{Chain: chain(m, spare)})
+				res, err := c.Do(ctx, Call{Request: question})
+				if !errors.Is(err, handover) || time.Since(m.began) != sec || len(spare.asked) != 0 || res.Attempts != 1 {
+					t.Errorf("got %v, %+v", err, res)
+				}
+			})
+		})
+	}
+}
+
+// TestChain checks which model of a chain answers.
+func TestChain(t *testing.T) {
+	t.Parallel()
+	one := Policy{Attempts: 1}
+	for _, row := range []struct {
+		name     string
+		policy   Policy
+		classes  [][]Class // of links 1, 2
+		first    step
+		second   step
+		from     int
+		answered ID // zero: failed
+		class    Class
+	}{
+		{name: "first answers", first: step{}, answered: small},
+		{name: "too long goes on at once", first: fails(ContextTooLong), answered: big},
+		{name: "retries used up", policy: one, first: fails(Unavailable), answered: big},
+		{name: "no money", first: fails(NoMoney), answered: big},
+		{name: "wait beyond the deadline", first: after(Throttled, time.Hour), answered: big},
+		{name: "a refusal stays", first: fails(Refused), class: Refused},
+		{name: "a refusal goes to a link that lists it", classes: [][]Class{{ContextTooLong}, {Refused}}, first: fails(Refused), answered: other},
+		{name: "links for other classes are left out", classes: [][]Class{{ContextTooLong}, {Unavailable}}, policy: one, first: fails(Unavailable), answered: other},
+		{name: "no link takes it", classes: [][]Class{{ContextTooLong}, {Timeout}}, policy: one, first: fails(Unavailable), class: Unavailable},
+		{name: "the class of the second leads on", classes: [][]Class{{ContextTooLong}, {Unavailable}}, policy: one, first: fails(ContextTooLong), second: fails(Unavailable), answered: other},
+		{name: "the last error is returned", classes: [][]Class{nil, {Invalid}}, policy: one, first: fails(Unavailable), second: fails(ContextTooLong), class: ContextTooLong},
+		{name: "begin later", from: 1, first: fails(Auth), answered: big},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				links := chain(script(small, row.first), script(big, row.second), script(other, step{}))
+				for i, classes := range row.classes {
+					links[i+1].For = classes
+				}
+				c := mustCaller(t, CallerConfig{Chain: links, Policy: row.policy})
+				res, err := c.Do(t.Context(), Call{Request: question, From: row.from})
+				if row.class != "" {
+					if err == nil || ClassOf(err) != row.class {
+						t.Errorf("got %v, want class %s", err, row.class)
+					}
+				} else if err != nil || res.Model != row.answered || res.Response.Model != row.answered.Model {
+					t.Errorf("answered by %s (%v), want %s", res.Model, err, row.answered)
+				}
+			})
+		})
+	}
+}
+
+// TestSummedUsage checks that all that was paid is in the result, by the price of the
+// model that took it, and what may have been.
+func TestSummedUsage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		paid := func(class Class, u Usage) step {
+			return step{err: &Error{Class: class, Usage: u, Err: errors.New("scripted")}}
+		}
+		var seen []Attempt
+		c := mustCaller(t, CallerConfig{
+			Chain: chain(
+				script(small, step{takes: time.Hour}, fails(Unavailable), paid(ContextTooLong, Usage{Input: 1_000_000})),
+				script(big, step{usage: Usage{Input: 1_000_000, Output: 1_000_000}}),
+			),
+			Prices:    testPrices(t),
+			OnAttempt: func(_ context.Context, a Attempt) { seen = append(seen, a) },
+		})
+		res, err := c.Do(t.Context(), Call{Request: question})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The timeout may have cost the worst of small: 42 bytes of input at 1 $/M and
+		// 5 tokens of output at 2.
+		want := Result{Response: res.Response, Model: big, Attempts: 4, Failures: res.Failures, Usage: Usage{Input: 2_000_000, Output: 1_000_000}, Cost: Dollars(1 + 10 + 20), CostKnown: true, Unsure: 52}
+		if res.Usage != want.Usage || res.Cost != want.Cost || !res.CostKnown || res.Unsure != want.Unsure || res.Attempts != 4 || len(res.Failures) != 3 || res.Spent() != want.Cost+52 {
+			t.Errorf("got %+v\nwant %+v", res, want)
+		}
+		actions := []Action{ActionRetry, ActionRetry, ActionNextModel, ""}
+		for i, a := range seen {
+			if a.Number != i+1 || a.Action != actions[i] || (a.Err == nil) != (i == 3) {
+				t.Errorf("attempt %d: %+v", i, a)
+			}
+		}
+		if len(seen) != 4 || seen[0].Took != 30*sec || seen[0].Delay != 250*time.Millisecond || seen[3].Cost != Dollars(30) {
+			t.Errorf("attempts: %+v", seen)
+		}
+	})
+}
+
+// TestMoney checks that a call never spends more than its money, and that the end of
+// the money leads to a cheaper model.
+func TestMoney(t *testing.T) {
+	t.Parallel()
+	timeout := step{takes: time.Hour}
+	for _, row := range []struct {
+		name  string
+		money Micros
+		chain func() []Link
+		want  ID
+		class Class
+		asks  int
+	}{
+		{"enough for one", 52, func() []Link { return chain(script(small, step{})) }, small, "", 1},
+		{"not enough", 51, func() []Link { return chain(script(small, step{})) }, ID{}, OverBudget, 0},
+		{"a timeout may have been paid", 103, func() []Link { return chain(script(small, timeout)) }, ID{}, OverBudget, 1},
+		{"enough for two", 104, func() []Link { return chain(script(small, timeout, step{})) }, small, "", 2},
+		{"a failure that cost nothing", 52, func() []Link { return chain(script(small, fails(Unavailable), step{})) }, small, "", 2},
+		{"cheaper model", 52, func() []Link { return chain(script(big, step{}), script(small, step{})) }, small, "", 1},
+		{"no price", 1000, func() []Link { return chain(script(ID{"who", "knows"}, step{})) }, ID{}, Invalid, 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := mustCaller(t, CallerConfig{Chain: row.chain(), Prices: testPrices(t)})
+				res, err := c.Do(t.Context(), Call{Request: question, Money: row.money})
+				if row.class == "" && (err != nil || res.Model != row.want) || row.class != "" && ClassOf(err) != row.class {
+					t.Errorf("got %s, %v", res.Model, err)
+				}
+				if res.Attempts != row.asks || res.Spent() > row.money {
+					t.Errorf("%d attempts, spent %s of %s", res.Attempts, res.Spent(), row.money)
+				}
+			})
+		})
+	}
+}
+
+// TestCallBeyondBreaker checks that a call leaves an open breaker at once, for the
+// next model or with the time to come back, and that an outage stops admission.
+func TestCallBeyondBreaker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		down, poor := script(small, fails(Unavailable)), script(big, fails(NoMoney))
+		b, err := NewBreakers(BreakerConfig{MinAttempts: 2, OpenFor: 30 * sec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := mustCaller(t, CallerConfig{Chain: chain(down, poor), Breakers: b})
+		if open, _ := c.Admit(); open {
+			t.Fatal("open before any call")
+		}
+		// The second attempt opens small, the first opens big: not a third is made.
+		_, err = c.Do(t.Context(), Call{Request: question})
+		if ClassOf(err) != NoMoney || len(down.asked) != 2 || len(poor.asked) != 1 {
+			t.Fatalf("got %v after %d and %d attempts", err, len(down.asked), len(poor.asked))
+		}
+		retryAt := start.Add(30*sec + 250*time.Millisecond)
+		if open, at := c.Admit(); !open || !at.Equal(retryAt) {
+			t.Errorf("admission %v until %v, want closed until %v", !open, at, retryAt)
+		}
+		res, err := c.Do(t.Context(), Call{Request: question})
+		open, ok := errors.AsType[*OpenError](err)
+		if !ok || !open.RetryAt.Equal(retryAt) || res.Attempts != 0 || ClassOf(err) != NoMoney {
+			t.Errorf("got %v, %+v", err, res)
+		}
+		if !strings.Contains(err.Error(), "until it is reset") {
+			t.Errorf("the error does not say what to do: %v", err)
+		}
+		b.Reset(big)
+		if open, _ := c.Admit(); open {
+			t.Error("the reset breaker refuses calls")
+		}
+	})
+}
+
+// TestPanicLeavesNothingBehind checks that a model that panics keeps no probe.
+func TestPanicLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := NewBreakers(BreakerConfig{MinAttempts: 1, Probes: 1})
+		m := script(small, fails(Unavailable), step{panic: true}, step{})
+		c := mustCaller(t, CallerConfig{Chain: chain(m), Breakers: b, Policy: Policy{Attempts: 1}})
+		_, _ = c.Do(t.Context(), Call{Request: question})
+		pass(10 * sec)
+		func() {
+			defer func() { _ = recover() }()
+			_, _ = c.Do(t.Context(), Call{Request: question})
+		}()
+		if _, err := c.Do(t.Context(), Call{Request: question}); err != nil {
+			t.Errorf("no probe is left: %v", err)
+		}
+	})
+}
+
+func TestCallerConfiguration(t *testing.T) {
+	t.Parallel()
+	m := script(small, step{})
+	_, err := NewCaller(CallerConfig{
+		Chain: []Link{{Model: m}, {Model: m}, {}},
+		Policy: Policy{
+			Timeout: time.Hour, MinTime: 2 * time.Hour, Attempts: -1,
+			Actions: map[Class]Action{Refused: "hope", NoMoney: ActionRetry},
+		},
+	})
+	for _, want := range []string{"fake/small is in the chain twice", "link 2", "Deadline", "MinTime", "negative", `"hope"`, "class no_money"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not tell of %q: %v", want, err)
+		}
+	}
+	if _, err := NewCaller(CallerConfig{}); err == nil {
+		t.Error("an empty chain is no error")
+	}
+	c := mustCaller(t, CallerConfig{Chain: chain(m)})
+	if _, err := c.Do(t.Context(), Call{Request: question, From: 1}); err == nil {
+		t.Error("a call from beyond the chain is no error")
+	}
+	if got := c.Models(); !slices.Equal(got, []ID{small}) {
+		t.Errorf("models: %v", got)
+	}
+}
