@@ -10,20 +10,11 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	corpusv1 "github.com/millrace/millrace/llm/internal/corpus/millrace/corpus/v1"
+	"github.com/millrace/millrace/llm/internal/corpus"
 	"github.com/millrace/millrace/llm/schema"
 )
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the golden schemas")
-
-// corpus are the messages that have a schema in every dialect.
-func corpus() []proto.Message {
-	return []proto.Message{
-		&corpusv1.Triage{}, &corpusv1.Scalars{}, &corpusv1.Presence{}, &corpusv1.Choice{}, &corpusv1.Lists{},
-		&corpusv1.Maps{}, &corpusv1.WellKnown{}, &corpusv1.Nested{}, &corpusv1.NumberRules{}, &corpusv1.OtherRules{},
-		&corpusv1.StringRules{}, &corpusv1.Expressions{}, &corpusv1.Ignored{}, &corpusv1.Old{},
-	}
-}
 
 func name(m proto.Message) string { return string(m.ProtoReflect().Descriptor().Name()) }
 
@@ -41,7 +32,7 @@ func must(t testing.TB, m proto.Message, d schema.Dialect) *schema.Schema {
 func TestGoldenSchemas(t *testing.T) {
 	t.Parallel()
 	for _, d := range schema.Dialects() {
-		for _, m := range corpus() {
+		for _, m := range corpus.Valid() {
 			t.Run(string(d)+"/"+name(m), func(t *testing.T) {
 				t.Parallel()
 				s := must(t, m, d)
