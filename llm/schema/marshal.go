@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -21,8 +22,8 @@ import (
 // as the dialect wants them. Equal messages give equal bytes.
 //
 // It fails for a message of another type, and for what JSON or the schema has no
-// value for: NaN, infinities, and numbers of enums without a name. It does not
-// check rules.
+// value for: a required field that is not set, NaN, infinities, and numbers of enums
+// without a name. It checks no other rules.
 func (s *Schema) Marshal(msg proto.Message) ([]byte, error) {
 	m := msg.ProtoReflect()
 	if got := m.Descriptor().FullName(); got != s.message.FullName() {
@@ -50,6 +51,9 @@ func (e *encoder) object(s *Shape, m protoreflect.Message) {
 	for _, p := range s.Properties {
 		fd := p.Shape.Field
 		missing := p.Missable && !m.Has(fd)
+		if !p.Missable && fd.HasPresence() && !m.Has(fd) {
+			e.fail(fd, errors.New("it is required and not set"))
+		}
 		if missing && !e.nulls {
 			continue
 		}
