@@ -21,8 +21,11 @@ type opening struct {
 	void   bool // a partition was revoked meanwhile: what it read may be old
 	seek   bool // its partitions are not at its starts: it was parked before
 	owned  bool // the task was acquired
-	task   *task
-	err    error
+	// failure is a fetch error of a partition of it: the client is not where the task
+	// would begin. The worker's goroutine sets it.
+	failure error
+	task    *task
+	err     error
 }
 
 // adopt brings the tasks in line with the assignment: it releases those that lost
@@ -39,6 +42,7 @@ func (s *session) adopt() error {
 	// Also a partition that came back since is not what it was: another owner may
 	// have committed in between.
 	for id := range lost {
+		delete(s.parked, id)
 		if t := s.tasks[id]; t != nil {
 			s.release(t)
 		}
@@ -69,6 +73,9 @@ func (s *session) reassign() {
 		}
 	}
 	for id, starts := range wanted {
+		if _, waits := s.parked[id]; waits {
+			continue // the client is not at its starts any more
+		}
 		if s.tasks[id] == nil && s.opening[id] == nil {
 			s.startOpening(&opening{id: id}, func(context.Context) (map[string]start, error) { return starts, nil })
 		}
@@ -118,6 +125,9 @@ func (s *session) startOpening(o *opening, starts func(context.Context) (map[str
 // admit takes over an opened task and lets its partitions flow.
 func (s *session) admit(o *opening) {
 	delete(s.opening, o.id)
+	if o.err == nil {
+		o.err = o.failure
+	}
 	_, wanted := s.wanted()[o.id]
 	switch {
 	case !wanted || o.void:
@@ -131,9 +141,7 @@ func (s *session) admit(o *opening) {
 		return
 	case o.err != nil:
 		s.discard(o)
-		s.log.Error("task cannot be opened, it is parked", "task", o.id.String(), "error", o.err)
-		s.w.inst.setStateOf(o.id, Parked, o.err)
-		s.park(o.id)
+		s.parkAs(o.id, o.err)
 		return
 	}
 	t := o.task
@@ -185,6 +193,13 @@ const (
 	parkedFor = time.Second
 	parkedMax = time.Minute
 )
+
+// parkAs parks a task that is not open.
+func (s *session) parkAs(id state.TaskID, err error) {
+	s.log.Error("task cannot be opened, it is parked", "task", id.String(), "error", err)
+	s.w.inst.setStateOf(id, Parked, err)
+	s.park(id)
+}
 
 func (s *session) park(id state.TaskID) {
 	p := s.parked[id]

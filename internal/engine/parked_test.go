@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace/millrace/internal/engine"
 	"github.com/millrace/millrace/processors"
@@ -48,6 +51,48 @@ func TestParkedTaskComesBack(t *testing.T) {
 		}
 		if strings.Join(got, " ") != "a bad b" {
 			t.Errorf("output %q, want a bad b", got)
+		}
+	}, "in", "out")
+}
+
+// A rebalance does not bring a parked task back where it was when it was assigned:
+// what was polled behind the record that stopped it would be skipped.
+func TestParkedTaskOutlivesRebalance(t *testing.T) {
+	bubble(t, func(r *rig) {
+		var broken atomic.Bool
+		broken.Store(true)
+		b := topology.New("app")
+		topology.TryMapValues(topology.Stream(b, "in", serde.String(), serde.String()), func(rec processors.Record[string, string]) (string, error) {
+			if rec.Value == "bad" && broken.Load() {
+				return "", processors.WithAction(processors.Stop, errors.New("the database is down"))
+			}
+			return rec.Value, nil
+		}).WithValueSerde(serde.String()).To("out")
+		a := r.start(b, vfs.NewMem())
+		defer a.stop()
+		send := func(values ...string) {
+			for _, v := range values {
+				r.produce("in", &kgo.Record{Key: []byte("k"), Value: []byte(v)})
+			}
+		}
+		send("a", "bad", "b")
+		r.await("out", 1)
+		offsets := r.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetFetch}, Err: kerr.GroupAuthorizationFailed, Count: -1})
+		r.pass(3 * time.Minute) // the pauses between attempts are long by now
+		broken.Store(false)
+		other := r.start(b, vfs.NewMem())
+		defer other.stop()
+		r.pass(10 * time.Second)
+		send("c")
+		r.pass(10 * time.Second)
+		offsets.Remove()
+		r.pass(2 * time.Minute)
+		var got []string
+		for _, rec := range r.read("out") {
+			got = append(got, string(rec.Value))
+		}
+		if strings.Join(got, " ") != "a bad b c" {
+			t.Errorf("output %q, want a bad b c", got)
 		}
 	}, "in", "out")
 }
