@@ -39,7 +39,8 @@ type Config struct {
 	MaxRowBytes int
 	// Policy decides what becomes of a record that failed, if its step did not.
 	Policy func(*processors.Error) processors.Action
-	// SkipLost goes on behind records that retention removed unread.
+	// SkipLost goes on behind records that retention removed unread, and where a broker
+	// has cut off its log.
 	SkipLost bool
 	// KeepMembership keeps the instance in its groups when it stops, so that a
 	// quick restart moves no task.

@@ -65,6 +65,7 @@ type Instance struct {
 	paused  map[state.TaskID]bool
 	// condemned says which sub-topologies must not run, since a topic changed.
 	condemned map[string]*kafka.TopicChange
+	losses    map[groupPartition]*loss
 }
 
 // maxRestores is how many tasks of an instance are restored at once.
@@ -80,7 +81,7 @@ func New(cfg Config) (*Instance, error) {
 		waiting: map[*worker]bool{},
 		owners:  map[state.TaskID]chan struct{}{}, status: map[state.TaskID]*TaskStatus{},
 		live: map[state.TaskID]*task{}, paused: map[state.TaskID]bool{},
-		condemned: map[string]*kafka.TopicChange{},
+		condemned: map[string]*kafka.TopicChange{}, losses: map[groupPartition]*loss{},
 	}
 	inst.metrics = newMetrics(inst, cfg.Registry)
 	return inst, nil

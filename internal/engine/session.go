@@ -251,10 +251,7 @@ func (s *session) poll(ctx context.Context) error {
 		case topic == "":
 			failure = fmt.Errorf("%w: fetch: %w", errReopen, err)
 		default:
-			// Only the task that reads the partition stops.
-			if t := s.tasks[s.w.taskOf(topic, partition)]; t != nil && t.failure == nil {
-				t.stop(s.w.fetchError(topic, partition, err))
-			}
+			s.fetchFailed(topic, partition, err)
 		}
 	})
 	if failure != nil {
@@ -267,7 +264,7 @@ func (s *session) poll(ctx context.Context) error {
 		s.lastRecord = time.Now()
 		in := s.input(p.Topic, p.Partition)
 		if in == nil {
-			return // lost meanwhile, or parked: whoever opens it seeks its offsets
+			return // lost meanwhile, or stopped: whoever opens it seeks its offsets
 		}
 		if !in.add(p.Records) {
 			failure = fmt.Errorf("%w: %s/%d jumped back to offset %d", errReopen, p.Topic, p.Partition, p.Records[0].Offset)
@@ -277,9 +274,28 @@ func (s *session) poll(ctx context.Context) error {
 	return failure
 }
 
+// fetchFailed stops the task that reads a partition, and only that.
+func (s *session) fetchFailed(topic string, partition int32, err error) {
+	if truncated, ok := errors.AsType[*kgo.ErrDataLoss](err); ok {
+		s.w.inst.truncated(groupPartition{s.w.group, topic, partition}, truncated)
+	}
+	id, err := s.w.taskOf(topic, partition), s.w.fetchError(topic, partition, err)
+	s.mu.Lock()
+	owned := s.owned[topic][partition]
+	s.mu.Unlock()
+	switch t, o, p := s.tasks[id], s.opening[id], s.parked[id]; {
+	case t != nil && t.failure == nil:
+		t.stop(err)
+	case o != nil:
+		o.failure = err
+	case t == nil && p.tries == 0 && owned: // just assigned
+		s.parkAs(id, err)
+	}
+}
+
 func (s *session) input(topic string, partition int32) *input {
 	t := s.tasks[s.w.taskOf(topic, partition)]
-	if t == nil {
+	if t == nil || t.failure != nil {
 		return nil
 	}
 	for _, in := range t.inputs {

@@ -247,14 +247,26 @@ func (w *worker) startOffsets(ctx context.Context, fetched map[string]map[int32]
 }
 
 func (w *worker) startOf(topic string, p int32, at kafka.Offset, begin, end int64) start {
-	switch policy := w.startPolicy(topic); {
+	in := groupPartition{w.group, topic, p}
+	policy := w.startPolicy(topic)
+	cut, truncated := w.inst.truncation(in, at)
+	switch {
 	case at.At > end:
 		return start{at: at, err: fmt.Errorf("%s/%d ends at offset %d, before offset %d of group %q: the broker has lost records that were processed; set the group's offset to %d and check the outputs", topic, p, end, at.At, w.group, end)}
+	case truncated:
+		w.log.Error("the broker has lost records that were processed", "topic", topic, "partition", p, "from", cut, "to", at.At-1, "accepted", w.cfg.SkipLost)
+		s := start{at: kafka.Offset{At: max(cut, begin), Epoch: -1}}
+		if !w.cfg.SkipLost {
+			s.err = fmt.Errorf("%s/%d: the broker has lost records %d to %d, which group %q has processed, and may have others there now (its log was truncated): check the outputs and set the group's offset to %d, or accept the loss with millrace.SkipLost", topic, p, cut, at.At-1, w.group, cut)
+		}
+		return s
 	case at.At >= begin:
 		return start{at: at}
 	case at.At >= 0:
-		w.inst.metrics.lost(topic, begin-at.At)
-		w.log.Error("retention overtook the group", "topic", topic, "partition", p, "from", at.At, "to", begin-1, "skipped", w.cfg.SkipLost)
+		if n := w.inst.removed(in, at.At, begin); n > 0 {
+			w.inst.metrics.lost(topic, n)
+			w.log.Error("retention overtook the group", "topic", topic, "partition", p, "from", at.At, "to", begin-1, "skipped", w.cfg.SkipLost)
+		}
 		s := start{at: kafka.Offset{At: begin, Epoch: -1}}
 		if !w.cfg.SkipLost {
 			s.err = fmt.Errorf("%s/%d: records %d to %d are gone (retention overtook group %q): restore them, or accept the loss with millrace.SkipLost", topic, p, at.At, begin-1, w.group)
