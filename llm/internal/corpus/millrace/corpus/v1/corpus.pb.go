@@ -2042,6 +2042,856 @@ func (x *BadRule) GetA() int32 {
 	return 0
 }
 
+type Impossible struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Urgency       Urgency                `protobuf:"varint,1,opt,name=urgency,proto3,enum=millrace.corpus.v1.Urgency" json:"urgency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Impossible) Reset() {
+	*x = Impossible{}
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Impossible) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Impossible) ProtoMessage() {}
+
+func (x *Impossible) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Impossible.ProtoReflect.Descriptor instead.
+func (*Impossible) Descriptor() ([]byte, []int) {
+	return file_millrace_corpus_v1_corpus_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Impossible) GetUrgency() Urgency {
+	if x != nil {
+		return x.Urgency
+	}
+	return Urgency_URGENCY_UNSPECIFIED
+}
+
+// Many is more than some dialects allow: 101 properties, 26 of them optional, and
+// objects in six levels.
+type Many struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	N1            int32                  `protobuf:"varint,1,opt,name=n1,proto3" json:"n1,omitempty"`
+	N2            int32                  `protobuf:"varint,2,opt,name=n2,proto3" json:"n2,omitempty"`
+	N3            int32                  `protobuf:"varint,3,opt,name=n3,proto3" json:"n3,omitempty"`
+	N4            int32                  `protobuf:"varint,4,opt,name=n4,proto3" json:"n4,omitempty"`
+	N5            int32                  `protobuf:"varint,5,opt,name=n5,proto3" json:"n5,omitempty"`
+	N6            int32                  `protobuf:"varint,6,opt,name=n6,proto3" json:"n6,omitempty"`
+	N7            int32                  `protobuf:"varint,7,opt,name=n7,proto3" json:"n7,omitempty"`
+	N8            int32                  `protobuf:"varint,8,opt,name=n8,proto3" json:"n8,omitempty"`
+	N9            int32                  `protobuf:"varint,9,opt,name=n9,proto3" json:"n9,omitempty"`
+	N10           int32                  `protobuf:"varint,10,opt,name=n10,proto3" json:"n10,omitempty"`
+	N11           int32                  `protobuf:"varint,11,opt,name=n11,proto3" json:"n11,omitempty"`
+	N12           int32                  `protobuf:"varint,12,opt,name=n12,proto3" json:"n12,omitempty"`
+	N13           int32                  `protobuf:"varint,13,opt,name=n13,proto3" json:"n13,omitempty"`
+	N14           int32                  `protobuf:"varint,14,opt,name=n14,proto3" json:"n14,omitempty"`
+	N15           int32                  `protobuf:"varint,15,opt,name=n15,proto3" json:"n15,omitempty"`
+	N16           int32                  `protobuf:"varint,16,opt,name=n16,proto3" json:"n16,omitempty"`
+	N17           int32                  `protobuf:"varint,17,opt,name=n17,proto3" json:"n17,omitempty"`
+	N18           int32                  `protobuf:"varint,18,opt,name=n18,proto3" json:"n18,omitempty"`
+	N19           int32                  `protobuf:"varint,19,opt,name=n19,proto3" json:"n19,omitempty"`
+	N20           int32                  `protobuf:"varint,20,opt,name=n20,proto3" json:"n20,omitempty"`
+	N21           int32                  `protobuf:"varint,21,opt,name=n21,proto3" json:"n21,omitempty"`
+	N22           int32                  `protobuf:"varint,22,opt,name=n22,proto3" json:"n22,omitempty"`
+	N23           int32                  `protobuf:"varint,23,opt,name=n23,proto3" json:"n23,omitempty"`
+	N24           int32                  `protobuf:"varint,24,opt,name=n24,proto3" json:"n24,omitempty"`
+	N25           int32                  `protobuf:"varint,25,opt,name=n25,proto3" json:"n25,omitempty"`
+	N26           int32                  `protobuf:"varint,26,opt,name=n26,proto3" json:"n26,omitempty"`
+	N27           int32                  `protobuf:"varint,27,opt,name=n27,proto3" json:"n27,omitempty"`
+	N28           int32                  `protobuf:"varint,28,opt,name=n28,proto3" json:"n28,omitempty"`
+	N29           int32                  `protobuf:"varint,29,opt,name=n29,proto3" json:"n29,omitempty"`
+	N30           int32                  `protobuf:"varint,30,opt,name=n30,proto3" json:"n30,omitempty"`
+	N31           int32                  `protobuf:"varint,31,opt,name=n31,proto3" json:"n31,omitempty"`
+	N32           int32                  `protobuf:"varint,32,opt,name=n32,proto3" json:"n32,omitempty"`
+	N33           int32                  `protobuf:"varint,33,opt,name=n33,proto3" json:"n33,omitempty"`
+	N34           int32                  `protobuf:"varint,34,opt,name=n34,proto3" json:"n34,omitempty"`
+	N35           int32                  `protobuf:"varint,35,opt,name=n35,proto3" json:"n35,omitempty"`
+	N36           int32                  `protobuf:"varint,36,opt,name=n36,proto3" json:"n36,omitempty"`
+	N37           int32                  `protobuf:"varint,37,opt,name=n37,proto3" json:"n37,omitempty"`
+	N38           int32                  `protobuf:"varint,38,opt,name=n38,proto3" json:"n38,omitempty"`
+	N39           int32                  `protobuf:"varint,39,opt,name=n39,proto3" json:"n39,omitempty"`
+	N40           int32                  `protobuf:"varint,40,opt,name=n40,proto3" json:"n40,omitempty"`
+	N41           int32                  `protobuf:"varint,41,opt,name=n41,proto3" json:"n41,omitempty"`
+	N42           int32                  `protobuf:"varint,42,opt,name=n42,proto3" json:"n42,omitempty"`
+	N43           int32                  `protobuf:"varint,43,opt,name=n43,proto3" json:"n43,omitempty"`
+	N44           int32                  `protobuf:"varint,44,opt,name=n44,proto3" json:"n44,omitempty"`
+	N45           int32                  `protobuf:"varint,45,opt,name=n45,proto3" json:"n45,omitempty"`
+	N46           int32                  `protobuf:"varint,46,opt,name=n46,proto3" json:"n46,omitempty"`
+	N47           int32                  `protobuf:"varint,47,opt,name=n47,proto3" json:"n47,omitempty"`
+	N48           int32                  `protobuf:"varint,48,opt,name=n48,proto3" json:"n48,omitempty"`
+	N49           int32                  `protobuf:"varint,49,opt,name=n49,proto3" json:"n49,omitempty"`
+	N50           int32                  `protobuf:"varint,50,opt,name=n50,proto3" json:"n50,omitempty"`
+	N51           int32                  `protobuf:"varint,51,opt,name=n51,proto3" json:"n51,omitempty"`
+	N52           int32                  `protobuf:"varint,52,opt,name=n52,proto3" json:"n52,omitempty"`
+	N53           int32                  `protobuf:"varint,53,opt,name=n53,proto3" json:"n53,omitempty"`
+	N54           int32                  `protobuf:"varint,54,opt,name=n54,proto3" json:"n54,omitempty"`
+	N55           int32                  `protobuf:"varint,55,opt,name=n55,proto3" json:"n55,omitempty"`
+	N56           int32                  `protobuf:"varint,56,opt,name=n56,proto3" json:"n56,omitempty"`
+	N57           int32                  `protobuf:"varint,57,opt,name=n57,proto3" json:"n57,omitempty"`
+	N58           int32                  `protobuf:"varint,58,opt,name=n58,proto3" json:"n58,omitempty"`
+	N59           int32                  `protobuf:"varint,59,opt,name=n59,proto3" json:"n59,omitempty"`
+	N60           int32                  `protobuf:"varint,60,opt,name=n60,proto3" json:"n60,omitempty"`
+	N61           int32                  `protobuf:"varint,61,opt,name=n61,proto3" json:"n61,omitempty"`
+	N62           int32                  `protobuf:"varint,62,opt,name=n62,proto3" json:"n62,omitempty"`
+	N63           int32                  `protobuf:"varint,63,opt,name=n63,proto3" json:"n63,omitempty"`
+	N64           int32                  `protobuf:"varint,64,opt,name=n64,proto3" json:"n64,omitempty"`
+	N65           int32                  `protobuf:"varint,65,opt,name=n65,proto3" json:"n65,omitempty"`
+	N66           int32                  `protobuf:"varint,66,opt,name=n66,proto3" json:"n66,omitempty"`
+	N67           int32                  `protobuf:"varint,67,opt,name=n67,proto3" json:"n67,omitempty"`
+	N68           int32                  `protobuf:"varint,68,opt,name=n68,proto3" json:"n68,omitempty"`
+	N69           int32                  `protobuf:"varint,69,opt,name=n69,proto3" json:"n69,omitempty"`
+	N70           int32                  `protobuf:"varint,70,opt,name=n70,proto3" json:"n70,omitempty"`
+	O1            *int32                 `protobuf:"varint,71,opt,name=o1,proto3,oneof" json:"o1,omitempty"`
+	O2            *int32                 `protobuf:"varint,72,opt,name=o2,proto3,oneof" json:"o2,omitempty"`
+	O3            *int32                 `protobuf:"varint,73,opt,name=o3,proto3,oneof" json:"o3,omitempty"`
+	O4            *int32                 `protobuf:"varint,74,opt,name=o4,proto3,oneof" json:"o4,omitempty"`
+	O5            *int32                 `protobuf:"varint,75,opt,name=o5,proto3,oneof" json:"o5,omitempty"`
+	O6            *int32                 `protobuf:"varint,76,opt,name=o6,proto3,oneof" json:"o6,omitempty"`
+	O7            *int32                 `protobuf:"varint,77,opt,name=o7,proto3,oneof" json:"o7,omitempty"`
+	O8            *int32                 `protobuf:"varint,78,opt,name=o8,proto3,oneof" json:"o8,omitempty"`
+	O9            *int32                 `protobuf:"varint,79,opt,name=o9,proto3,oneof" json:"o9,omitempty"`
+	O10           *int32                 `protobuf:"varint,80,opt,name=o10,proto3,oneof" json:"o10,omitempty"`
+	O11           *int32                 `protobuf:"varint,81,opt,name=o11,proto3,oneof" json:"o11,omitempty"`
+	O12           *int32                 `protobuf:"varint,82,opt,name=o12,proto3,oneof" json:"o12,omitempty"`
+	O13           *int32                 `protobuf:"varint,83,opt,name=o13,proto3,oneof" json:"o13,omitempty"`
+	O14           *int32                 `protobuf:"varint,84,opt,name=o14,proto3,oneof" json:"o14,omitempty"`
+	O15           *int32                 `protobuf:"varint,85,opt,name=o15,proto3,oneof" json:"o15,omitempty"`
+	O16           *int32                 `protobuf:"varint,86,opt,name=o16,proto3,oneof" json:"o16,omitempty"`
+	O17           *int32                 `protobuf:"varint,87,opt,name=o17,proto3,oneof" json:"o17,omitempty"`
+	O18           *int32                 `protobuf:"varint,88,opt,name=o18,proto3,oneof" json:"o18,omitempty"`
+	O19           *int32                 `protobuf:"varint,89,opt,name=o19,proto3,oneof" json:"o19,omitempty"`
+	O20           *int32                 `protobuf:"varint,90,opt,name=o20,proto3,oneof" json:"o20,omitempty"`
+	O21           *int32                 `protobuf:"varint,91,opt,name=o21,proto3,oneof" json:"o21,omitempty"`
+	O22           *int32                 `protobuf:"varint,92,opt,name=o22,proto3,oneof" json:"o22,omitempty"`
+	O23           *int32                 `protobuf:"varint,93,opt,name=o23,proto3,oneof" json:"o23,omitempty"`
+	O24           *int32                 `protobuf:"varint,94,opt,name=o24,proto3,oneof" json:"o24,omitempty"`
+	O25           *int32                 `protobuf:"varint,95,opt,name=o25,proto3,oneof" json:"o25,omitempty"`
+	A             *Many_A                `protobuf:"bytes,96,opt,name=a,proto3" json:"a,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Many) Reset() {
+	*x = Many{}
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Many) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Many) ProtoMessage() {}
+
+func (x *Many) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Many.ProtoReflect.Descriptor instead.
+func (*Many) Descriptor() ([]byte, []int) {
+	return file_millrace_corpus_v1_corpus_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Many) GetN1() int32 {
+	if x != nil {
+		return x.N1
+	}
+	return 0
+}
+
+func (x *Many) GetN2() int32 {
+	if x != nil {
+		return x.N2
+	}
+	return 0
+}
+
+func (x *Many) GetN3() int32 {
+	if x != nil {
+		return x.N3
+	}
+	return 0
+}
+
+func (x *Many) GetN4() int32 {
+	if x != nil {
+		return x.N4
+	}
+	return 0
+}
+
+func (x *Many) GetN5() int32 {
+	if x != nil {
+		return x.N5
+	}
+	return 0
+}
+
+func (x *Many) GetN6() int32 {
+	if x != nil {
+		return x.N6
+	}
+	return 0
+}
+
+func (x *Many) GetN7() int32 {
+	if x != nil {
+		return x.N7
+	}
+	return 0
+}
+
+func (x *Many) GetN8() int32 {
+	if x != nil {
+		return x.N8
+	}
+	return 0
+}
+
+func (x *Many) GetN9() int32 {
+	if x != nil {
+		return x.N9
+	}
+	return 0
+}
+
+func (x *Many) GetN10() int32 {
+	if x != nil {
+		return x.N10
+	}
+	return 0
+}
+
+func (x *Many) GetN11() int32 {
+	if x != nil {
+		return x.N11
+	}
+	return 0
+}
+
+func (x *Many) GetN12() int32 {
+	if x != nil {
+		return x.N12
+	}
+	return 0
+}
+
+func (x *Many) GetN13() int32 {
+	if x != nil {
+		return x.N13
+	}
+	return 0
+}
+
+func (x *Many) GetN14() int32 {
+	if x != nil {
+		return x.N14
+	}
+	return 0
+}
+
+func (x *Many) GetN15() int32 {
+	if x != nil {
+		return x.N15
+	}
+	return 0
+}
+
+func (x *Many) GetN16() int32 {
+	if x != nil {
+		return x.N16
+	}
+	return 0
+}
+
+func (x *Many) GetN17() int32 {
+	if x != nil {
+		return x.N17
+	}
+	return 0
+}
+
+func (x *Many) GetN18() int32 {
+	if x != nil {
+		return x.N18
+	}
+	return 0
+}
+
+func (x *Many) GetN19() int32 {
+	if x != nil {
+		return x.N19
+	}
+	return 0
+}
+
+func (x *Many) GetN20() int32 {
+	if x != nil {
+		return x.N20
+	}
+	return 0
+}
+
+func (x *Many) GetN21() int32 {
+	if x != nil {
+		return x.N21
+	}
+	return 0
+}
+
+func (x *Many) GetN22() int32 {
+	if x != nil {
+		return x.N22
+	}
+	return 0
+}
+
+func (x *Many) GetN23() int32 {
+	if x != nil {
+		return x.N23
+	}
+	return 0
+}
+
+func (x *Many) GetN24() int32 {
+	if x != nil {
+		return x.N24
+	}
+	return 0
+}
+
+func (x *Many) GetN25() int32 {
+	if x != nil {
+		return x.N25
+	}
+	return 0
+}
+
+func (x *Many) GetN26() int32 {
+	if x != nil {
+		return x.N26
+	}
+	return 0
+}
+
+func (x *Many) GetN27() int32 {
+	if x != nil {
+		return x.N27
+	}
+	return 0
+}
+
+func (x *Many) GetN28() int32 {
+	if x != nil {
+		return x.N28
+	}
+	return 0
+}
+
+func (x *Many) GetN29() int32 {
+	if x != nil {
+		return x.N29
+	}
+	return 0
+}
+
+func (x *Many) GetN30() int32 {
+	if x != nil {
+		return x.N30
+	}
+	return 0
+}
+
+func (x *Many) GetN31() int32 {
+	if x != nil {
+		return x.N31
+	}
+	return 0
+}
+
+func (x *Many) GetN32() int32 {
+	if x != nil {
+		return x.N32
+	}
+	return 0
+}
+
+func (x *Many) GetN33() int32 {
+	if x != nil {
+		return x.N33
+	}
+	return 0
+}
+
+func (x *Many) GetN34() int32 {
+	if x != nil {
+		return x.N34
+	}
+	return 0
+}
+
+func (x *Many) GetN35() int32 {
+	if x != nil {
+		return x.N35
+	}
+	return 0
+}
+
+func (x *Many) GetN36() int32 {
+	if x != nil {
+		return x.N36
+	}
+	return 0
+}
+
+func (x *Many) GetN37() int32 {
+	if x != nil {
+		return x.N37
+	}
+	return 0
+}
+
+func (x *Many) GetN38() int32 {
+	if x != nil {
+		return x.N38
+	}
+	return 0
+}
+
+func (x *Many) GetN39() int32 {
+	if x != nil {
+		return x.N39
+	}
+	return 0
+}
+
+func (x *Many) GetN40() int32 {
+	if x != nil {
+		return x.N40
+	}
+	return 0
+}
+
+func (x *Many) GetN41() int32 {
+	if x != nil {
+		return x.N41
+	}
+	return 0
+}
+
+func (x *Many) GetN42() int32 {
+	if x != nil {
+		return x.N42
+	}
+	return 0
+}
+
+func (x *Many) GetN43() int32 {
+	if x != nil {
+		return x.N43
+	}
+	return 0
+}
+
+func (x *Many) GetN44() int32 {
+	if x != nil {
+		return x.N44
+	}
+	return 0
+}
+
+func (x *Many) GetN45() int32 {
+	if x != nil {
+		return x.N45
+	}
+	return 0
+}
+
+func (x *Many) GetN46() int32 {
+	if x != nil {
+		return x.N46
+	}
+	return 0
+}
+
+func (x *Many) GetN47() int32 {
+	if x != nil {
+		return x.N47
+	}
+	return 0
+}
+
+func (x *Many) GetN48() int32 {
+	if x != nil {
+		return x.N48
+	}
+	return 0
+}
+
+func (x *Many) GetN49() int32 {
+	if x != nil {
+		return x.N49
+	}
+	return 0
+}
+
+func (x *Many) GetN50() int32 {
+	if x != nil {
+		return x.N50
+	}
+	return 0
+}
+
+func (x *Many) GetN51() int32 {
+	if x != nil {
+		return x.N51
+	}
+	return 0
+}
+
+func (x *Many) GetN52() int32 {
+	if x != nil {
+		return x.N52
+	}
+	return 0
+}
+
+func (x *Many) GetN53() int32 {
+	if x != nil {
+		return x.N53
+	}
+	return 0
+}
+
+func (x *Many) GetN54() int32 {
+	if x != nil {
+		return x.N54
+	}
+	return 0
+}
+
+func (x *Many) GetN55() int32 {
+	if x != nil {
+		return x.N55
+	}
+	return 0
+}
+
+func (x *Many) GetN56() int32 {
+	if x != nil {
+		return x.N56
+	}
+	return 0
+}
+
+func (x *Many) GetN57() int32 {
+	if x != nil {
+		return x.N57
+	}
+	return 0
+}
+
+func (x *Many) GetN58() int32 {
+	if x != nil {
+		return x.N58
+	}
+	return 0
+}
+
+func (x *Many) GetN59() int32 {
+	if x != nil {
+		return x.N59
+	}
+	return 0
+}
+
+func (x *Many) GetN60() int32 {
+	if x != nil {
+		return x.N60
+	}
+	return 0
+}
+
+func (x *Many) GetN61() int32 {
+	if x != nil {
+		return x.N61
+	}
+	return 0
+}
+
+func (x *Many) GetN62() int32 {
+	if x != nil {
+		return x.N62
+	}
+	return 0
+}
+
+func (x *Many) GetN63() int32 {
+	if x != nil {
+		return x.N63
+	}
+	return 0
+}
+
+func (x *Many) GetN64() int32 {
+	if x != nil {
+		return x.N64
+	}
+	return 0
+}
+
+func (x *Many) GetN65() int32 {
+	if x != nil {
+		return x.N65
+	}
+	return 0
+}
+
+func (x *Many) GetN66() int32 {
+	if x != nil {
+		return x.N66
+	}
+	return 0
+}
+
+func (x *Many) GetN67() int32 {
+	if x != nil {
+		return x.N67
+	}
+	return 0
+}
+
+func (x *Many) GetN68() int32 {
+	if x != nil {
+		return x.N68
+	}
+	return 0
+}
+
+func (x *Many) GetN69() int32 {
+	if x != nil {
+		return x.N69
+	}
+	return 0
+}
+
+func (x *Many) GetN70() int32 {
+	if x != nil {
+		return x.N70
+	}
+	return 0
+}
+
+func (x *Many) GetO1() int32 {
+	if x != nil && x.O1 != nil {
+		return *x.O1
+	}
+	return 0
+}
+
+func (x *Many) GetO2() int32 {
+	if x != nil && x.O2 != nil {
+		return *x.O2
+	}
+	return 0
+}
+
+func (x *Many) GetO3() int32 {
+	if x != nil && x.O3 != nil {
+		return *x.O3
+	}
+	return 0
+}
+
+func (x *Many) GetO4() int32 {
+	if x != nil && x.O4 != nil {
+		return *x.O4
+	}
+	return 0
+}
+
+func (x *Many) GetO5() int32 {
+	if x != nil && x.O5 != nil {
+		return *x.O5
+	}
+	return 0
+}
+
+func (x *Many) GetO6() int32 {
+	if x != nil && x.O6 != nil {
+		return *x.O6
+	}
+	return 0
+}
+
+func (x *Many) GetO7() int32 {
+	if x != nil && x.O7 != nil {
+		return *x.O7
+	}
+	return 0
+}
+
+func (x *Many) GetO8() int32 {
+	if x != nil && x.O8 != nil {
+		return *x.O8
+	}
+	return 0
+}
+
+func (x *Many) GetO9() int32 {
+	if x != nil && x.O9 != nil {
+		return *x.O9
+	}
+	return 0
+}
+
+func (x *Many) GetO10() int32 {
+	if x != nil && x.O10 != nil {
+		return *x.O10
+	}
+	return 0
+}
+
+func (x *Many) GetO11() int32 {
+	if x != nil && x.O11 != nil {
+		return *x.O11
+	}
+	return 0
+}
+
+func (x *Many) GetO12() int32 {
+	if x != nil && x.O12 != nil {
+		return *x.O12
+	}
+	return 0
+}
+
+func (x *Many) GetO13() int32 {
+	if x != nil && x.O13 != nil {
+		return *x.O13
+	}
+	return 0
+}
+
+func (x *Many) GetO14() int32 {
+	if x != nil && x.O14 != nil {
+		return *x.O14
+	}
+	return 0
+}
+
+func (x *Many) GetO15() int32 {
+	if x != nil && x.O15 != nil {
+		return *x.O15
+	}
+	return 0
+}
+
+func (x *Many) GetO16() int32 {
+	if x != nil && x.O16 != nil {
+		return *x.O16
+	}
+	return 0
+}
+
+func (x *Many) GetO17() int32 {
+	if x != nil && x.O17 != nil {
+		return *x.O17
+	}
+	return 0
+}
+
+func (x *Many) GetO18() int32 {
+	if x != nil && x.O18 != nil {
+		return *x.O18
+	}
+	return 0
+}
+
+func (x *Many) GetO19() int32 {
+	if x != nil && x.O19 != nil {
+		return *x.O19
+	}
+	return 0
+}
+
+func (x *Many) GetO20() int32 {
+	if x != nil && x.O20 != nil {
+		return *x.O20
+	}
+	return 0
+}
+
+func (x *Many) GetO21() int32 {
+	if x != nil && x.O21 != nil {
+		return *x.O21
+	}
+	return 0
+}
+
+func (x *Many) GetO22() int32 {
+	if x != nil && x.O22 != nil {
+		return *x.O22
+	}
+	return 0
+}
+
+func (x *Many) GetO23() int32 {
+	if x != nil && x.O23 != nil {
+		return *x.O23
+	}
+	return 0
+}
+
+func (x *Many) GetO24() int32 {
+	if x != nil && x.O24 != nil {
+		return *x.O24
+	}
+	return 0
+}
+
+func (x *Many) GetO25() int32 {
+	if x != nil && x.O25 != nil {
+		return *x.O25
+	}
+	return 0
+}
+
+func (x *Many) GetA() *Many_A {
+	if x != nil {
+		return x.A
+	}
+	return nil
+}
+
 type Nested_Inner struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Leaf          *Leaf                  `protobuf:"bytes,1,opt,name=leaf,proto3" json:"leaf,omitempty"`
@@ -2053,7 +2903,7 @@ type Nested_Inner struct {
 
 func (x *Nested_Inner) Reset() {
 	*x = Nested_Inner{}
-	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[24]
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2065,7 +2915,7 @@ func (x *Nested_Inner) String() string {
 func (*Nested_Inner) ProtoMessage() {}
 
 func (x *Nested_Inner) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[24]
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,6 +2950,226 @@ func (x *Nested_Inner) GetNamed() map[string]*Leaf {
 		return x.Named
 	}
 	return nil
+}
+
+type Many_A struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	B             []*Many_A_B            `protobuf:"bytes,1,rep,name=b,proto3" json:"b,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Many_A) Reset() {
+	*x = Many_A{}
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Many_A) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Many_A) ProtoMessage() {}
+
+func (x *Many_A) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Many_A.ProtoReflect.Descriptor instead.
+func (*Many_A) Descriptor() ([]byte, []int) {
+	return file_millrace_corpus_v1_corpus_proto_rawDescGZIP(), []int{19, 0}
+}
+
+func (x *Many_A) GetB() []*Many_A_B {
+	if x != nil {
+		return x.B
+	}
+	return nil
+}
+
+type Many_A_B struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	C             []*Many_A_B_C          `protobuf:"bytes,1,rep,name=c,proto3" json:"c,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Many_A_B) Reset() {
+	*x = Many_A_B{}
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Many_A_B) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Many_A_B) ProtoMessage() {}
+
+func (x *Many_A_B) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Many_A_B.ProtoReflect.Descriptor instead.
+func (*Many_A_B) Descriptor() ([]byte, []int) {
+	return file_millrace_corpus_v1_corpus_proto_rawDescGZIP(), []int{19, 0, 0}
+}
+
+func (x *Many_A_B) GetC() []*Many_A_B_C {
+	if x != nil {
+		return x.C
+	}
+	return nil
+}
+
+type Many_A_B_C struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	D             []*Many_A_B_C_D        `protobuf:"bytes,1,rep,name=d,proto3" json:"d,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Many_A_B_C) Reset() {
+	*x = Many_A_B_C{}
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Many_A_B_C) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Many_A_B_C) ProtoMessage() {}
+
+func (x *Many_A_B_C) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Many_A_B_C.ProtoReflect.Descriptor instead.
+func (*Many_A_B_C) Descriptor() ([]byte, []int) {
+	return file_millrace_corpus_v1_corpus_proto_rawDescGZIP(), []int{19, 0, 0, 0}
+}
+
+func (x *Many_A_B_C) GetD() []*Many_A_B_C_D {
+	if x != nil {
+		return x.D
+	}
+	return nil
+}
+
+type Many_A_B_C_D struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	E             []*Many_A_B_C_D_E      `protobuf:"bytes,1,rep,name=e,proto3" json:"e,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Many_A_B_C_D) Reset() {
+	*x = Many_A_B_C_D{}
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Many_A_B_C_D) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Many_A_B_C_D) ProtoMessage() {}
+
+func (x *Many_A_B_C_D) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Many_A_B_C_D.ProtoReflect.Descriptor instead.
+func (*Many_A_B_C_D) Descriptor() ([]byte, []int) {
+	return file_millrace_corpus_v1_corpus_proto_rawDescGZIP(), []int{19, 0, 0, 0, 0}
+}
+
+func (x *Many_A_B_C_D) GetE() []*Many_A_B_C_D_E {
+	if x != nil {
+		return x.E
+	}
+	return nil
+}
+
+type Many_A_B_C_D_E struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	End           int32                  `protobuf:"varint,1,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Many_A_B_C_D_E) Reset() {
+	*x = Many_A_B_C_D_E{}
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Many_A_B_C_D_E) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Many_A_B_C_D_E) ProtoMessage() {}
+
+func (x *Many_A_B_C_D_E) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_corpus_v1_corpus_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Many_A_B_C_D_E.ProtoReflect.Descriptor instead.
+func (*Many_A_B_C_D_E) Descriptor() ([]byte, []int) {
+	return file_millrace_corpus_v1_corpus_proto_rawDescGZIP(), []int{19, 0, 0, 0, 0, 0}
+}
+
+func (x *Many_A_B_C_D_E) GetEnd() int32 {
+	if x != nil {
+		return x.End
+	}
+	return 0
 }
 
 var File_millrace_corpus_v1_corpus_proto protoreflect.FileDescriptor
@@ -2353,7 +3423,144 @@ const file_millrace_corpus_v1_corpus_proto_rawDesc = "" +
 	"\x06struct\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x06struct\x12,\n" +
 	"\x05value\x18\x03 \x01(\v2\x16.google.protobuf.ValueR\x05value\"/\n" +
 	"\aBadRule\x12$\n" +
-	"\x01a\x18\x01 \x01(\x05B\x16\xbaH\x13\xea\x01\x10this.nothing > 3R\x01a*[\n" +
+	"\x01a\x18\x01 \x01(\x05B\x16\xbaH\x13\xea\x01\x10this.nothing > 3R\x01a\"M\n" +
+	"\n" +
+	"Impossible\x12?\n" +
+	"\aurgency\x18\x01 \x01(\x0e2\x1b.millrace.corpus.v1.UrgencyB\b\xbaH\x05\x82\x01\x02\x18\tR\aurgency\"\xe0\x11\n" +
+	"\x04Many\x12\x0e\n" +
+	"\x02n1\x18\x01 \x01(\x05R\x02n1\x12\x0e\n" +
+	"\x02n2\x18\x02 \x01(\x05R\x02n2\x12\x0e\n" +
+	"\x02n3\x18\x03 \x01(\x05R\x02n3\x12\x0e\n" +
+	"\x02n4\x18\x04 \x01(\x05R\x02n4\x12\x0e\n" +
+	"\x02n5\x18\x05 \x01(\x05R\x02n5\x12\x0e\n" +
+	"\x02n6\x18\x06 \x01(\x05R\x02n6\x12\x0e\n" +
+	"\x02n7\x18\a \x01(\x05R\x02n7\x12\x0e\n" +
+	"\x02n8\x18\b \x01(\x05R\x02n8\x12\x0e\n" +
+	"\x02n9\x18\t \x01(\x05R\x02n9\x12\x10\n" +
+	"\x03n10\x18\n" +
+	" \x01(\x05R\x03n10\x12\x10\n" +
+	"\x03n11\x18\v \x01(\x05R\x03n11\x12\x10\n" +
+	"\x03n12\x18\f \x01(\x05R\x03n12\x12\x10\n" +
+	"\x03n13\x18\r \x01(\x05R\x03n13\x12\x10\n" +
+	"\x03n14\x18\x0e \x01(\x05R\x03n14\x12\x10\n" +
+	"\x03n15\x18\x0f \x01(\x05R\x03n15\x12\x10\n" +
+	"\x03n16\x18\x10 \x01(\x05R\x03n16\x12\x10\n" +
+	"\x03n17\x18\x11 \x01(\x05R\x03n17\x12\x10\n" +
+	"\x03n18\x18\x12 \x01(\x05R\x03n18\x12\x10\n" +
+	"\x03n19\x18\x13 \x01(\x05R\x03n19\x12\x10\n" +
+	"\x03n20\x18\x14 \x01(\x05R\x03n20\x12\x10\n" +
+	"\x03n21\x18\x15 \x01(\x05R\x03n21\x12\x10\n" +
+	"\x03n22\x18\x16 \x01(\x05R\x03n22\x12\x10\n" +
+	"\x03n23\x18\x17 \x01(\x05R\x03n23\x12\x10\n" +
+	"\x03n24\x18\x18 \x01(\x05R\x03n24\x12\x10\n" +
+	"\x03n25\x18\x19 \x01(\x05R\x03n25\x12\x10\n" +
+	"\x03n26\x18\x1a \x01(\x05R\x03n26\x12\x10\n" +
+	"\x03n27\x18\x1b \x01(\x05R\x03n27\x12\x10\n" +
+	"\x03n28\x18\x1c \x01(\x05R\x03n28\x12\x10\n" +
+	"\x03n29\x18\x1d \x01(\x05R\x03n29\x12\x10\n" +
+	"\x03n30\x18\x1e \x01(\x05R\x03n30\x12\x10\n" +
+	"\x03n31\x18\x1f \x01(\x05R\x03n31\x12\x10\n" +
+	"\x03n32\x18  \x01(\x05R\x03n32\x12\x10\n" +
+	"\x03n33\x18! \x01(\x05R\x03n33\x12\x10\n" +
+	"\x03n34\x18\" \x01(\x05R\x03n34\x12\x10\n" +
+	"\x03n35\x18# \x01(\x05R\x03n35\x12\x10\n" +
+	"\x03n36\x18$ \x01(\x05R\x03n36\x12\x10\n" +
+	"\x03n37\x18% \x01(\x05R\x03n37\x12\x10\n" +
+	"\x03n38\x18& \x01(\x05R\x03n38\x12\x10\n" +
+	"\x03n39\x18' \x01(\x05R\x03n39\x12\x10\n" +
+	"\x03n40\x18( \x01(\x05R\x03n40\x12\x10\n" +
+	"\x03n41\x18) \x01(\x05R\x03n41\x12\x10\n" +
+	"\x03n42\x18* \x01(\x05R\x03n42\x12\x10\n" +
+	"\x03n43\x18+ \x01(\x05R\x03n43\x12\x10\n" +
+	"\x03n44\x18, \x01(\x05R\x03n44\x12\x10\n" +
+	"\x03n45\x18- \x01(\x05R\x03n45\x12\x10\n" +
+	"\x03n46\x18. \x01(\x05R\x03n46\x12\x10\n" +
+	"\x03n47\x18/ \x01(\x05R\x03n47\x12\x10\n" +
+	"\x03n48\x180 \x01(\x05R\x03n48\x12\x10\n" +
+	"\x03n49\x181 \x01(\x05R\x03n49\x12\x10\n" +
+	"\x03n50\x182 \x01(\x05R\x03n50\x12\x10\n" +
+	"\x03n51\x183 \x01(\x05R\x03n51\x12\x10\n" +
+	"\x03n52\x184 \x01(\x05R\x03n52\x12\x10\n" +
+	"\x03n53\x185 \x01(\x05R\x03n53\x12\x10\n" +
+	"\x03n54\x186 \x01(\x05R\x03n54\x12\x10\n" +
+	"\x03n55\x187 \x01(\x05R\x03n55\x12\x10\n" +
+	"\x03n56\x188 \x01(\x05R\x03n56\x12\x10\n" +
+	"\x03n57\x189 \x01(\x05R\x03n57\x12\x10\n" +
+	"\x03n58\x18: \x01(\x05R\x03n58\x12\x10\n" +
+	"\x03n59\x18; \x01(\x05R\x03n59\x12\x10\n" +
+	"\x03n60\x18< \x01(\x05R\x03n60\x12\x10\n" +
+	"\x03n61\x18= \x01(\x05R\x03n61\x12\x10\n" +
+	"\x03n62\x18> \x01(\x05R\x03n62\x12\x10\n" +
+	"\x03n63\x18? \x01(\x05R\x03n63\x12\x10\n" +
+	"\x03n64\x18@ \x01(\x05R\x03n64\x12\x10\n" +
+	"\x03n65\x18A \x01(\x05R\x03n65\x12\x10\n" +
+	"\x03n66\x18B \x01(\x05R\x03n66\x12\x10\n" +
+	"\x03n67\x18C \x01(\x05R\x03n67\x12\x10\n" +
+	"\x03n68\x18D \x01(\x05R\x03n68\x12\x10\n" +
+	"\x03n69\x18E \x01(\x05R\x03n69\x12\x10\n" +
+	"\x03n70\x18F \x01(\x05R\x03n70\x12\x13\n" +
+	"\x02o1\x18G \x01(\x05H\x00R\x02o1\x88\x01\x01\x12\x13\n" +
+	"\x02o2\x18H \x01(\x05H\x01R\x02o2\x88\x01\x01\x12\x13\n" +
+	"\x02o3\x18I \x01(\x05H\x02R\x02o3\x88\x01\x01\x12\x13\n" +
+	"\x02o4\x18J \x01(\x05H\x03R\x02o4\x88\x01\x01\x12\x13\n" +
+	"\x02o5\x18K \x01(\x05H\x04R\x02o5\x88\x01\x01\x12\x13\n" +
+	"\x02o6\x18L \x01(\x05H\x05R\x02o6\x88\x01\x01\x12\x13\n" +
+	"\x02o7\x18M \x01(\x05H\x06R\x02o7\x88\x01\x01\x12\x13\n" +
+	"\x02o8\x18N \x01(\x05H\aR\x02o8\x88\x01\x01\x12\x13\n" +
+	"\x02o9\x18O \x01(\x05H\bR\x02o9\x88\x01\x01\x12\x15\n" +
+	"\x03o10\x18P \x01(\x05H\tR\x03o10\x88\x01\x01\x12\x15\n" +
+	"\x03o11\x18Q \x01(\x05H\n" +
+	"R\x03o11\x88\x01\x01\x12\x15\n" +
+	"\x03o12\x18R \x01(\x05H\vR\x03o12\x88\x01\x01\x12\x15\n" +
+	"\x03o13\x18S \x01(\x05H\fR\x03o13\x88\x01\x01\x12\x15\n" +
+	"\x03o14\x18T \x01(\x05H\rR\x03o14\x88\x01\x01\x12\x15\n" +
+	"\x03o15\x18U \x01(\x05H\x0eR\x03o15\x88\x01\x01\x12\x15\n" +
+	"\x03o16\x18V \x01(\x05H\x0fR\x03o16\x88\x01\x01\x12\x15\n" +
+	"\x03o17\x18W \x01(\x05H\x10R\x03o17\x88\x01\x01\x12\x15\n" +
+	"\x03o18\x18X \x01(\x05H\x11R\x03o18\x88\x01\x01\x12\x15\n" +
+	"\x03o19\x18Y \x01(\x05H\x12R\x03o19\x88\x01\x01\x12\x15\n" +
+	"\x03o20\x18Z \x01(\x05H\x13R\x03o20\x88\x01\x01\x12\x15\n" +
+	"\x03o21\x18[ \x01(\x05H\x14R\x03o21\x88\x01\x01\x12\x15\n" +
+	"\x03o22\x18\\ \x01(\x05H\x15R\x03o22\x88\x01\x01\x12\x15\n" +
+	"\x03o23\x18] \x01(\x05H\x16R\x03o23\x88\x01\x01\x12\x15\n" +
+	"\x03o24\x18^ \x01(\x05H\x17R\x03o24\x88\x01\x01\x12\x15\n" +
+	"\x03o25\x18_ \x01(\x05H\x18R\x03o25\x88\x01\x01\x12(\n" +
+	"\x01a\x18` \x01(\v2\x1a.millrace.corpus.v1.Many.AR\x01a\x1a\xe7\x01\n" +
+	"\x01A\x12*\n" +
+	"\x01b\x18\x01 \x03(\v2\x1c.millrace.corpus.v1.Many.A.BR\x01b\x1a\xb5\x01\n" +
+	"\x01B\x12,\n" +
+	"\x01c\x18\x01 \x03(\v2\x1e.millrace.corpus.v1.Many.A.B.CR\x01c\x1a\x81\x01\n" +
+	"\x01C\x12.\n" +
+	"\x01d\x18\x01 \x03(\v2 .millrace.corpus.v1.Many.A.B.C.DR\x01d\x1aL\n" +
+	"\x01D\x120\n" +
+	"\x01e\x18\x01 \x03(\v2\".millrace.corpus.v1.Many.A.B.C.D.ER\x01e\x1a\x15\n" +
+	"\x01E\x12\x10\n" +
+	"\x03end\x18\x01 \x01(\x05R\x03endB\x05\n" +
+	"\x03_o1B\x05\n" +
+	"\x03_o2B\x05\n" +
+	"\x03_o3B\x05\n" +
+	"\x03_o4B\x05\n" +
+	"\x03_o5B\x05\n" +
+	"\x03_o6B\x05\n" +
+	"\x03_o7B\x05\n" +
+	"\x03_o8B\x05\n" +
+	"\x03_o9B\x06\n" +
+	"\x04_o10B\x06\n" +
+	"\x04_o11B\x06\n" +
+	"\x04_o12B\x06\n" +
+	"\x04_o13B\x06\n" +
+	"\x04_o14B\x06\n" +
+	"\x04_o15B\x06\n" +
+	"\x04_o16B\x06\n" +
+	"\x04_o17B\x06\n" +
+	"\x04_o18B\x06\n" +
+	"\x04_o19B\x06\n" +
+	"\x04_o20B\x06\n" +
+	"\x04_o21B\x06\n" +
+	"\x04_o22B\x06\n" +
+	"\x04_o23B\x06\n" +
+	"\x04_o24B\x06\n" +
+	"\x04_o25*[\n" +
 	"\aUrgency\x12\x17\n" +
 	"\x13URGENCY_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vURGENCY_LOW\x10\x01\x12\x10\n" +
@@ -2373,7 +3580,7 @@ func file_millrace_corpus_v1_corpus_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_corpus_v1_corpus_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_corpus_v1_corpus_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_millrace_corpus_v1_corpus_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_millrace_corpus_v1_corpus_proto_goTypes = []any{
 	(Urgency)(0),                   // 0: millrace.corpus.v1.Urgency
 	(*Triage)(nil),                 // 1: millrace.corpus.v1.Triage
@@ -2394,30 +3601,37 @@ var file_millrace_corpus_v1_corpus_proto_goTypes = []any{
 	(*Recursive)(nil),              // 16: millrace.corpus.v1.Recursive
 	(*Unsupported)(nil),            // 17: millrace.corpus.v1.Unsupported
 	(*BadRule)(nil),                // 18: millrace.corpus.v1.BadRule
-	nil,                            // 19: millrace.corpus.v1.Maps.StringsEntry
-	nil,                            // 20: millrace.corpus.v1.Maps.LeavesEntry
-	nil,                            // 21: millrace.corpus.v1.Maps.UrgenciesEntry
-	nil,                            // 22: millrace.corpus.v1.Maps.DoublesEntry
-	nil,                            // 23: millrace.corpus.v1.Maps.BlobsEntry
-	nil,                            // 24: millrace.corpus.v1.Maps.DurationsEntry
-	(*Nested_Inner)(nil),           // 25: millrace.corpus.v1.Nested.Inner
-	nil,                            // 26: millrace.corpus.v1.Nested.Inner.NamedEntry
-	nil,                            // 27: millrace.corpus.v1.OtherRules.ScoresEntry
-	nil,                            // 28: millrace.corpus.v1.Secrets.KeysEntry
-	nil,                            // 29: millrace.corpus.v1.Secrets.OthersEntry
-	(*timestamppb.Timestamp)(nil),  // 30: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 31: google.protobuf.Duration
-	(*fieldmaskpb.FieldMask)(nil),  // 32: google.protobuf.FieldMask
-	(*emptypb.Empty)(nil),          // 33: google.protobuf.Empty
-	(*wrapperspb.DoubleValue)(nil), // 34: google.protobuf.DoubleValue
-	(*wrapperspb.Int64Value)(nil),  // 35: google.protobuf.Int64Value
-	(*wrapperspb.BoolValue)(nil),   // 36: google.protobuf.BoolValue
-	(*wrapperspb.StringValue)(nil), // 37: google.protobuf.StringValue
-	(*wrapperspb.BytesValue)(nil),  // 38: google.protobuf.BytesValue
-	(*wrapperspb.UInt32Value)(nil), // 39: google.protobuf.UInt32Value
-	(*anypb.Any)(nil),              // 40: google.protobuf.Any
-	(*structpb.Struct)(nil),        // 41: google.protobuf.Struct
-	(*structpb.Value)(nil),         // 42: google.protobuf.Value
+	(*Impossible)(nil),             // 19: millrace.corpus.v1.Impossible
+	(*Many)(nil),                   // 20: millrace.corpus.v1.Many
+	nil,                            // 21: millrace.corpus.v1.Maps.StringsEntry
+	nil,                            // 22: millrace.corpus.v1.Maps.LeavesEntry
+	nil,                            // 23: millrace.corpus.v1.Maps.UrgenciesEntry
+	nil,                            // 24: millrace.corpus.v1.Maps.DoublesEntry
+	nil,                            // 25: millrace.corpus.v1.Maps.BlobsEntry
+	nil,                            // 26: millrace.corpus.v1.Maps.DurationsEntry
+	(*Nested_Inner)(nil),           // 27: millrace.corpus.v1.Nested.Inner
+	nil,                            // 28: millrace.corpus.v1.Nested.Inner.NamedEntry
+	nil,                            // 29: millrace.corpus.v1.OtherRules.ScoresEntry
+	nil,                            // 30: millrace.corpus.v1.Secrets.KeysEntry
+	nil,                            // 31: millrace.corpus.v1.Secrets.OthersEntry
+	(*Many_A)(nil),                 // 32: millrace.corpus.v1.Many.A
+	(*Many_A_B)(nil),               // 33: millrace.corpus.v1.Many.A.B
+	(*Many_A_B_C)(nil),             // 34: millrace.corpus.v1.Many.A.B.C
+	(*Many_A_B_C_D)(nil),           // 35: millrace.corpus.v1.Many.A.B.C.D
+	(*Many_A_B_C_D_E)(nil),         // 36: millrace.corpus.v1.Many.A.B.C.D.E
+	(*timestamppb.Timestamp)(nil),  // 37: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 38: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil),  // 39: google.protobuf.FieldMask
+	(*emptypb.Empty)(nil),          // 40: google.protobuf.Empty
+	(*wrapperspb.DoubleValue)(nil), // 41: google.protobuf.DoubleValue
+	(*wrapperspb.Int64Value)(nil),  // 42: google.protobuf.Int64Value
+	(*wrapperspb.BoolValue)(nil),   // 43: google.protobuf.BoolValue
+	(*wrapperspb.StringValue)(nil), // 44: google.protobuf.StringValue
+	(*wrapperspb.BytesValue)(nil),  // 45: google.protobuf.BytesValue
+	(*wrapperspb.UInt32Value)(nil), // 46: google.protobuf.UInt32Value
+	(*anypb.Any)(nil),              // 47: google.protobuf.Any
+	(*structpb.Struct)(nil),        // 48: google.protobuf.Struct
+	(*structpb.Value)(nil),         // 49: google.protobuf.Value
 }
 var file_millrace_corpus_v1_corpus_proto_depIdxs = []int32{
 	0,  // 0: millrace.corpus.v1.Triage.urgency:type_name -> millrace.corpus.v1.Urgency
@@ -2429,58 +3643,64 @@ var file_millrace_corpus_v1_corpus_proto_depIdxs = []int32{
 	0,  // 6: millrace.corpus.v1.Choice.urgency:type_name -> millrace.corpus.v1.Urgency
 	0,  // 7: millrace.corpus.v1.Lists.urgencies:type_name -> millrace.corpus.v1.Urgency
 	4,  // 8: millrace.corpus.v1.Lists.leaves:type_name -> millrace.corpus.v1.Leaf
-	30, // 9: millrace.corpus.v1.Lists.times:type_name -> google.protobuf.Timestamp
-	19, // 10: millrace.corpus.v1.Maps.strings:type_name -> millrace.corpus.v1.Maps.StringsEntry
-	20, // 11: millrace.corpus.v1.Maps.leaves:type_name -> millrace.corpus.v1.Maps.LeavesEntry
-	21, // 12: millrace.corpus.v1.Maps.urgencies:type_name -> millrace.corpus.v1.Maps.UrgenciesEntry
-	22, // 13: millrace.corpus.v1.Maps.doubles:type_name -> millrace.corpus.v1.Maps.DoublesEntry
-	23, // 14: millrace.corpus.v1.Maps.blobs:type_name -> millrace.corpus.v1.Maps.BlobsEntry
-	24, // 15: millrace.corpus.v1.Maps.durations:type_name -> millrace.corpus.v1.Maps.DurationsEntry
-	30, // 16: millrace.corpus.v1.WellKnown.timestamp:type_name -> google.protobuf.Timestamp
-	31, // 17: millrace.corpus.v1.WellKnown.duration:type_name -> google.protobuf.Duration
-	32, // 18: millrace.corpus.v1.WellKnown.mask:type_name -> google.protobuf.FieldMask
-	33, // 19: millrace.corpus.v1.WellKnown.empty:type_name -> google.protobuf.Empty
-	34, // 20: millrace.corpus.v1.WellKnown.double:type_name -> google.protobuf.DoubleValue
-	35, // 21: millrace.corpus.v1.WellKnown.long:type_name -> google.protobuf.Int64Value
-	36, // 22: millrace.corpus.v1.WellKnown.bool:type_name -> google.protobuf.BoolValue
-	37, // 23: millrace.corpus.v1.WellKnown.string:type_name -> google.protobuf.StringValue
-	38, // 24: millrace.corpus.v1.WellKnown.bytes:type_name -> google.protobuf.BytesValue
-	39, // 25: millrace.corpus.v1.WellKnown.number:type_name -> google.protobuf.UInt32Value
-	25, // 26: millrace.corpus.v1.Nested.inner:type_name -> millrace.corpus.v1.Nested.Inner
-	25, // 27: millrace.corpus.v1.Nested.inners:type_name -> millrace.corpus.v1.Nested.Inner
+	37, // 9: millrace.corpus.v1.Lists.times:type_name -> google.protobuf.Timestamp
+	21, // 10: millrace.corpus.v1.Maps.strings:type_name -> millrace.corpus.v1.Maps.StringsEntry
+	22, // 11: millrace.corpus.v1.Maps.leaves:type_name -> millrace.corpus.v1.Maps.LeavesEntry
+	23, // 12: millrace.corpus.v1.Maps.urgencies:type_name -> millrace.corpus.v1.Maps.UrgenciesEntry
+	24, // 13: millrace.corpus.v1.Maps.doubles:type_name -> millrace.corpus.v1.Maps.DoublesEntry
+	25, // 14: millrace.corpus.v1.Maps.blobs:type_name -> millrace.corpus.v1.Maps.BlobsEntry
+	26, // 15: millrace.corpus.v1.Maps.durations:type_name -> millrace.corpus.v1.Maps.DurationsEntry
+	37, // 16: millrace.corpus.v1.WellKnown.timestamp:type_name -> google.protobuf.Timestamp
+	38, // 17: millrace.corpus.v1.WellKnown.duration:type_name -> google.protobuf.Duration
+	39, // 18: millrace.corpus.v1.WellKnown.mask:type_name -> google.protobuf.FieldMask
+	40, // 19: millrace.corpus.v1.WellKnown.empty:type_name -> google.protobuf.Empty
+	41, // 20: millrace.corpus.v1.WellKnown.double:type_name -> google.protobuf.DoubleValue
+	42, // 21: millrace.corpus.v1.WellKnown.long:type_name -> google.protobuf.Int64Value
+	43, // 22: millrace.corpus.v1.WellKnown.bool:type_name -> google.protobuf.BoolValue
+	44, // 23: millrace.corpus.v1.WellKnown.string:type_name -> google.protobuf.StringValue
+	45, // 24: millrace.corpus.v1.WellKnown.bytes:type_name -> google.protobuf.BytesValue
+	46, // 25: millrace.corpus.v1.WellKnown.number:type_name -> google.protobuf.UInt32Value
+	27, // 26: millrace.corpus.v1.Nested.inner:type_name -> millrace.corpus.v1.Nested.Inner
+	27, // 27: millrace.corpus.v1.Nested.inners:type_name -> millrace.corpus.v1.Nested.Inner
 	0,  // 28: millrace.corpus.v1.OtherRules.one:type_name -> millrace.corpus.v1.Urgency
 	0,  // 29: millrace.corpus.v1.OtherRules.some:type_name -> millrace.corpus.v1.Urgency
 	0,  // 30: millrace.corpus.v1.OtherRules.set:type_name -> millrace.corpus.v1.Urgency
-	30, // 31: millrace.corpus.v1.OtherRules.after:type_name -> google.protobuf.Timestamp
-	31, // 32: millrace.corpus.v1.OtherRules.short:type_name -> google.protobuf.Duration
-	31, // 33: millrace.corpus.v1.OtherRules.fixed:type_name -> google.protobuf.Duration
-	32, // 34: millrace.corpus.v1.OtherRules.mask:type_name -> google.protobuf.FieldMask
-	27, // 35: millrace.corpus.v1.OtherRules.scores:type_name -> millrace.corpus.v1.OtherRules.ScoresEntry
-	30, // 36: millrace.corpus.v1.OtherRules.recent:type_name -> google.protobuf.Timestamp
+	37, // 31: millrace.corpus.v1.OtherRules.after:type_name -> google.protobuf.Timestamp
+	38, // 32: millrace.corpus.v1.OtherRules.short:type_name -> google.protobuf.Duration
+	38, // 33: millrace.corpus.v1.OtherRules.fixed:type_name -> google.protobuf.Duration
+	39, // 34: millrace.corpus.v1.OtherRules.mask:type_name -> google.protobuf.FieldMask
+	29, // 35: millrace.corpus.v1.OtherRules.scores:type_name -> millrace.corpus.v1.OtherRules.ScoresEntry
+	37, // 36: millrace.corpus.v1.OtherRules.recent:type_name -> google.protobuf.Timestamp
 	1,  // 37: millrace.corpus.v1.Ignored.unchecked:type_name -> millrace.corpus.v1.Triage
 	4,  // 38: millrace.corpus.v1.Secrets.home:type_name -> millrace.corpus.v1.Leaf
-	28, // 39: millrace.corpus.v1.Secrets.keys:type_name -> millrace.corpus.v1.Secrets.KeysEntry
+	30, // 39: millrace.corpus.v1.Secrets.keys:type_name -> millrace.corpus.v1.Secrets.KeysEntry
 	15, // 40: millrace.corpus.v1.Secrets.child:type_name -> millrace.corpus.v1.Secrets
 	15, // 41: millrace.corpus.v1.Secrets.children:type_name -> millrace.corpus.v1.Secrets
-	29, // 42: millrace.corpus.v1.Secrets.others:type_name -> millrace.corpus.v1.Secrets.OthersEntry
-	40, // 43: millrace.corpus.v1.Secrets.any:type_name -> google.protobuf.Any
+	31, // 42: millrace.corpus.v1.Secrets.others:type_name -> millrace.corpus.v1.Secrets.OthersEntry
+	47, // 43: millrace.corpus.v1.Secrets.any:type_name -> google.protobuf.Any
 	16, // 44: millrace.corpus.v1.Recursive.children:type_name -> millrace.corpus.v1.Recursive
-	40, // 45: millrace.corpus.v1.Unsupported.any:type_name -> google.protobuf.Any
-	41, // 46: millrace.corpus.v1.Unsupported.struct:type_name -> google.protobuf.Struct
-	42, // 47: millrace.corpus.v1.Unsupported.value:type_name -> google.protobuf.Value
-	4,  // 48: millrace.corpus.v1.Maps.LeavesEntry.value:type_name -> millrace.corpus.v1.Leaf
-	0,  // 49: millrace.corpus.v1.Maps.UrgenciesEntry.value:type_name -> millrace.corpus.v1.Urgency
-	31, // 50: millrace.corpus.v1.Maps.DurationsEntry.value:type_name -> google.protobuf.Duration
-	4,  // 51: millrace.corpus.v1.Nested.Inner.leaf:type_name -> millrace.corpus.v1.Leaf
-	4,  // 52: millrace.corpus.v1.Nested.Inner.leaves:type_name -> millrace.corpus.v1.Leaf
-	26, // 53: millrace.corpus.v1.Nested.Inner.named:type_name -> millrace.corpus.v1.Nested.Inner.NamedEntry
-	4,  // 54: millrace.corpus.v1.Nested.Inner.NamedEntry.value:type_name -> millrace.corpus.v1.Leaf
-	15, // 55: millrace.corpus.v1.Secrets.OthersEntry.value:type_name -> millrace.corpus.v1.Secrets
-	56, // [56:56] is the sub-list for method output_type
-	56, // [56:56] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	47, // 45: millrace.corpus.v1.Unsupported.any:type_name -> google.protobuf.Any
+	48, // 46: millrace.corpus.v1.Unsupported.struct:type_name -> google.protobuf.Struct
+	49, // 47: millrace.corpus.v1.Unsupported.value:type_name -> google.protobuf.Value
+	0,  // 48: millrace.corpus.v1.Impossible.urgency:type_name -> millrace.corpus.v1.Urgency
+	32, // 49: millrace.corpus.v1.Many.a:type_name -> millrace.corpus.v1.Many.A
+	4,  // 50: millrace.corpus.v1.Maps.LeavesEntry.value:type_name -> millrace.corpus.v1.Leaf
+	0,  // 51: millrace.corpus.v1.Maps.UrgenciesEntry.value:type_name -> millrace.corpus.v1.Urgency
+	38, // 52: millrace.corpus.v1.Maps.DurationsEntry.value:type_name -> google.protobuf.Duration
+	4,  // 53: millrace.corpus.v1.Nested.Inner.leaf:type_name -> millrace.corpus.v1.Leaf
+	4,  // 54: millrace.corpus.v1.Nested.Inner.leaves:type_name -> millrace.corpus.v1.Leaf
+	28, // 55: millrace.corpus.v1.Nested.Inner.named:type_name -> millrace.corpus.v1.Nested.Inner.NamedEntry
+	4,  // 56: millrace.corpus.v1.Nested.Inner.NamedEntry.value:type_name -> millrace.corpus.v1.Leaf
+	15, // 57: millrace.corpus.v1.Secrets.OthersEntry.value:type_name -> millrace.corpus.v1.Secrets
+	33, // 58: millrace.corpus.v1.Many.A.b:type_name -> millrace.corpus.v1.Many.A.B
+	34, // 59: millrace.corpus.v1.Many.A.B.c:type_name -> millrace.corpus.v1.Many.A.B.C
+	35, // 60: millrace.corpus.v1.Many.A.B.C.d:type_name -> millrace.corpus.v1.Many.A.B.C.D
+	36, // 61: millrace.corpus.v1.Many.A.B.C.D.e:type_name -> millrace.corpus.v1.Many.A.B.C.D.E
+	62, // [62:62] is the sub-list for method output_type
+	62, // [62:62] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_millrace_corpus_v1_corpus_proto_init() }
@@ -2503,13 +3723,14 @@ func file_millrace_corpus_v1_corpus_proto_init() {
 		(*Secrets_Password)(nil),
 		(*Secrets_Passkey)(nil),
 	}
+	file_millrace_corpus_v1_corpus_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_corpus_v1_corpus_proto_rawDesc), len(file_millrace_corpus_v1_corpus_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
