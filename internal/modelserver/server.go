@@ -140,7 +140,14 @@ func (p *phone) hangUp() {
 
 // track begins a call for r and returns the function that ends it.
 func track(l *Ledger, r *http.Request) (end func(Outcome)) {
-	call := l.Begin(IDFromHeader(r.Header))
+	return Track(l, IDFromHeader(r.Header), r)
+}
+
+// Track begins a call that r made, labelled id, and returns the function that ends
+// it; only the first end counts. If r came over a [HTTPServer], the ledger also
+// learns whether its caller hung up after the answer.
+func Track(l *Ledger, id CallID, r *http.Request) (end func(Outcome)) {
+	call := l.Begin(id)
 	p, _ := r.Context().Value(phoneKey{}).(*phone)
 	if p != nil {
 		p.answered(nil)
