@@ -161,7 +161,7 @@ func decode(text string) (object, *Violations) {
 	dec := json.NewDecoder(bytes.NewReader(withoutTrailingCommas(text)))
 	dec.UseNumber()
 	d := decoder{dec: dec}
-	v, err := d.value("", 0)
+	v, err := d.value()
 	if err == nil {
 		if _, err = dec.Token(); errors.Is(err, io.EOF) {
 			err = nil
@@ -188,11 +188,12 @@ func decode(text string) (object, *Violations) {
 // decoder reads JSON into objects that keep the order of their members. Syntax
 // errors are errors; what is JSON and refused is bad.
 type decoder struct {
-	dec *json.Decoder
-	bad *Violations
+	dec  *json.Decoder
+	path []string // of names and indexes
+	bad  *Violations
 }
 
-func (d *decoder) value(path string, depth int) (any, error) {
+func (d *decoder) value() (any, error) {
 	tok, err := d.dec.Token()
 	if err != nil {
 		return nil, err
@@ -201,17 +202,19 @@ func (d *decoder) value(path string, depth int) (any, error) {
 	if !ok {
 		return tok, nil
 	}
-	if depth == MaxDepth {
+	if len(d.path) == MaxDepth {
 		d.bad = violation("", RuleDepth, "objects and arrays are nested deeper than %d", MaxDepth)
 		return nil, errors.New("too deep")
 	}
 	if delim == '[' {
 		list := []any{}
 		for d.dec.More() {
-			v, err := d.value(path+"["+strconv.Itoa(len(list))+"]", depth+1)
+			d.path = append(d.path, "["+strconv.Itoa(len(list))+"]")
+			v, err := d.value()
 			if err != nil {
 				return nil, err
 			}
+			d.path = d.path[:len(d.path)-1]
 			list = append(list, v)
 		}
 		_, err = d.dec.Token()
@@ -228,19 +231,33 @@ func (d *decoder) value(path string, depth int) (any, error) {
 		if !ok {
 			return nil, errors.New("a name is not a string")
 		}
-		at := join(path, name)
+		d.path = append(d.path, name)
 		if names[name] && d.bad == nil {
-			d.bad = violation(at, RuleDuplicate, "is there twice")
+			d.bad = violation(d.at(), RuleDuplicate, "is there twice")
 		}
 		names[name] = true
-		v, err := d.value(at, depth+1)
+		v, err := d.value()
 		if err != nil {
 			return nil, err
 		}
+		d.path = d.path[:len(d.path)-1]
 		obj = append(obj, member{name, v})
 	}
 	_, err = d.dec.Token()
 	return obj, err
+}
+
+// at returns the path of the value being read.
+func (d *decoder) at() string {
+	path := ""
+	for _, part := range d.path {
+		if strings.HasPrefix(part, "[") {
+			path += part
+		} else {
+			path = join(path, part)
+		}
+	}
+	return path
 }
 
 // join appends a name of the answer to a path.

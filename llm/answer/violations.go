@@ -1,8 +1,10 @@
 package answer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -124,6 +126,10 @@ func ofRules(err error, md protoreflect.MessageDescriptor) *Violations {
 	if len(v.List) == 0 {
 		return violation("", RuleRuntime, "the rules refused it without a reason")
 	}
+	// Maps are checked in random order; what is sent and stored should not be.
+	slices.SortStableFunc(v.List, func(a, b Violation) int {
+		return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.Rule, b.Rule))
+	})
 	return v
 }
 

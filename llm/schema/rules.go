@@ -145,7 +145,7 @@ func (b *builder) rules(s *Shape, fd protoreflect.FieldDescriptor, r *validate.F
 	set := ruleSet{m.Get(which).Message(), map[protoreflect.Name]bool{}}
 	switch which.Name() {
 	case "string":
-		b.stringRules(s, set, r.GetString_())
+		b.stringRules(s, set, r.GetString())
 	case "bytes":
 		b.bytesRules(s, set, r.GetBytes())
 	case "bool":

@@ -2,6 +2,7 @@ package schema
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -122,7 +123,7 @@ func (s *Shape) appendJSON(dst []byte, nulls, nullable bool) []byte {
 	if len(s.enum) > 0 {
 		enum := s.enum
 		if nullable {
-			enum = append(enum[:len(enum):len(enum)], nil)
+			enum = append(slices.Clip(enum), nil)
 		}
 		dst = appendValue(append(dst, `,"enum":`...), enum)
 	}
@@ -149,7 +150,7 @@ func (s *Shape) appendJSON(dst []byte, nulls, nullable bool) []byte {
 
 func (s *Shape) appendProperties(dst []byte, nulls bool) []byte {
 	dst = append(dst, `,"properties":{`...)
-	required := []string{}
+	var required []string
 	for i, p := range s.Properties {
 		if i > 0 {
 			dst = append(dst, ',')
@@ -160,7 +161,10 @@ func (s *Shape) appendProperties(dst []byte, nulls bool) []byte {
 			required = append(required, p.Name)
 		}
 	}
-	dst = appendValue(append(dst, `},"required":`...), required)
+	dst = append(dst, '}')
+	if len(required) > 0 {
+		dst = appendValue(append(dst, `,"required":`...), required)
+	}
 	return append(dst, `,"additionalProperties":false`...)
 }
 

@@ -49,7 +49,7 @@ func Valid() []proto.Message {
 		},
 		&corpusv1.Expressions{First: 1, Last: 4, Here: "h"},
 		&corpusv1.Ignored{Always: "not an address", Unchecked: &corpusv1.Triage{Confidence: 7}, Some: []string{"", "abc"}},
-		&corpusv1.Old{Must: proto.String("")},
+		&corpusv1.Old{Must: new("")},
 	}
 }
 
