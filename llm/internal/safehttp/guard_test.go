@@ -156,6 +156,7 @@ func TestClient(t *testing.T) {
 		for _, name := range []string{"Authorization", "X-Label", "X-Gateway", "X-Api-Key"} {
 			w.Header().Set("Got-"+name, r.Header.Get(name))
 		}
+		_, _ = w.Write([]byte("{}"))
 	})
 	ts := httptest.NewServer(mux)
 	defer ts.Close()
