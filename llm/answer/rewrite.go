@@ -39,6 +39,10 @@ func (r *rewriter) report(path, rule, format string, args ...any) {
 func (r *rewriter) write(text string) { r.out = append(r.out, text...) }
 
 func (r *rewriter) encode(v any) {
+	if n, ok := v.(json.Number); ok {
+		r.write(n.String())
+		return
+	}
 	data, err := json.Marshal(v)
 	if err != nil { // strings, numbers that were read, and bools
 		panic("answer: " + err.Error())
@@ -338,12 +342,15 @@ func locate(s *schema.Schema, obj object) []Violation {
 	var r rewriter
 	found := []Violation{}
 	r.leaf = func(s *schema.Shape, path string, value []byte) {
+		if len(found) == maxViolations {
+			return
+		}
 		fd := s.Field
 		text := fmt.Sprintf(`{"%s":%s}`, fd.Name(), value)
 		if fd.IsList() {
 			text = fmt.Sprintf(`{"%s":[%s]}`, fd.Name(), value)
 		}
-		if protojson.Unmarshal([]byte(text), dynamicpb.NewMessage(fd.ContainingMessage())) != nil && len(found) < maxViolations {
+		if protojson.Unmarshal([]byte(text), dynamicpb.NewMessage(fd.ContainingMessage())) != nil {
 			found = append(found, Violation{path, RuleType, cut(string(value), maxQuote) + " is not " + typeWords(fd)})
 		}
 	}
