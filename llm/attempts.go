@@ -17,7 +17,7 @@ func (c *Caller) Do(ctx context.Context, call Call) (Result, error) {
 	if call.From < 0 || call.From >= len(c.Chain) {
 		return Result{}, fmt.Errorf("llm: call: there is no link %d in a chain of %d", call.From, len(c.Chain))
 	}
-	r := &run{c: c, call: call}
+	r := &run{c: c, call: call, began: time.Now()}
 	r.CostKnown = c.Prices != nil
 	var retryAt time.Time
 	for i := call.From; ; {
@@ -49,7 +49,9 @@ type run struct {
 	Result
 	c    *Caller
 	call Call
-	end  time.Time // the deadline; zero before the first attempt was admitted
+	// began is when the call was made.
+	began time.Time
+	end   time.Time // the deadline; zero before the first attempt was admitted
 }
 
 // left returns how much time the call has for an attempt that starts now.
@@ -85,7 +87,10 @@ func (r *run) ask(ctx context.Context, m Model) error {
 		}
 		err = a.Err
 		if !final {
-			a.Delay = max(r.c.backoff(n), a.Err.RetryAfter)
+			a.Delay = a.Err.RetryAfter
+			if a.Action == ActionRetry || r.c.Limiter == nil {
+				a.Delay = max(a.Delay, r.c.backoff(n))
+			}
 			if open := r.c.Breakers.refuse(r.Model); open != nil {
 				final, err = true, open
 			} else if r.left(ctx)-a.Delay < p.MinTime {
@@ -251,7 +256,7 @@ func (r *run) reserve(ctx context.Context, id ID, req *Request) (func(*Response,
 		ctx, cancel = context.WithDeadline(ctx, r.end)
 		defer cancel()
 	}
-	done, err := r.c.Limiter.Reserve(ctx, id, req)
+	done, err := r.c.Limiter.Reserve(ctx, id, req, r.began)
 	if err == nil {
 		return done, nil
 	}

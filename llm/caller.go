@@ -95,9 +95,13 @@ func (p Policy) Action(c Class) Action {
 // A Limiter admits attempts at models, see package limit.
 type Limiter interface {
 	// Reserve waits until an attempt may start, and returns what has to be called
-	// once with how it ended: done(nil, nil) if it was not made. It fails when ctx
-	// ends, and with an [*Error] for a request that it can never admit.
-	Reserve(ctx context.Context, model ID, req *Request) (done func(*Response, error), err error)
+	// once with how it ended: done(nil, nil) if it was not made. The attempts of calls
+	// that began earlier go first, so that none starves. It fails when ctx ends, and
+	// with an [*Error] for a request that it can never admit.
+	//
+	// An attempt that ends Throttled is made again as soon as Reserve admits it and its
+	// Retry-After is over: the limiter slows down.
+	Reserve(ctx context.Context, model ID, req *Request, since time.Time) (done func(*Response, error), err error)
 }
 
 // CallerConfig is what a [Caller] is made of. All but Chain may be left out.
