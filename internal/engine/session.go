@@ -306,13 +306,20 @@ func (s *session) input(topic string, partition int32) *input {
 	return nil
 }
 
-// housekeeping is the longest a worker waits without looking at its tasks.
-const housekeeping = 100 * time.Millisecond
+// housekeeping is the longest a worker waits without looking at its tasks, openingLook the
+// same while some are being opened.
+const (
+	housekeeping = 250 * time.Millisecond
+	openingLook  = 20 * time.Millisecond
+)
 
 // patience is how long a poll may wait: until the commit is due, a retry or a
 // punctuation, and not longer than the housekeeping interval.
 func (s *session) patience(now time.Time) time.Duration {
 	wait := housekeeping
+	if len(s.opening) > 0 {
+		wait = openingLook
+	}
 	if s.began {
 		wait = min(wait, s.interval()-now.Sub(s.lastCommit))
 		if s.light() {
