@@ -225,7 +225,7 @@ func TestTimeoutAndCancel(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 				defer cancel()
 				r, err := m.Generate(ctx, &request)
-				check(t, r, err, llm.Timeout)
+				_ = check(t, r, err, llm.Timeout)
 				if d := time.Since(start); d != 20*time.Minute {
 					t.Errorf("the SDK gave up after %s", d)
 				}
@@ -235,12 +235,12 @@ func TestTimeoutAndCancel(t *testing.T) {
 					cancel()
 				}()
 				r, err = m.Generate(ctx, &request)
-				check(t, r, err, llm.Unavailable)
+				_ = check(t, r, err, llm.Unavailable)
 				if !errors.Is(err, context.Canceled) {
 					t.Errorf("no word of the cancellation: %v", err)
 				}
 				r, err = m.Generate(ctx, &request) // before it begins
-				check(t, r, err, llm.Unavailable)
+				_ = check(t, r, err, llm.Unavailable)
 			})
 		})
 	}
@@ -380,4 +380,3 @@ func FuzzAnswers(f *testing.F) {
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-

@@ -3,7 +3,6 @@ package llmtest
 import (
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"strings"
 
 	"github.com/millrace/millrace/llm"
@@ -296,7 +295,7 @@ func faultGemini(r Reply) (int, any) {
 	if f.code != "" {
 		details = append(details, object{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": f.code, "domain": "googleapis.com"})
 	}
-	if ms := http.Header(r.Header).Get("Retry-After-Ms"); ms != "" {
+	if ms := r.Header.Get("Retry-After-Ms"); ms != "" {
 		details = append(details, object{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": ms + "ms"})
 	}
 	status := f.status

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -45,9 +46,9 @@ type Call struct {
 
 // Last returns the text of the last message of the user.
 func (c *Call) Last() string {
-	for i := len(c.Messages) - 1; i >= 0; i-- {
-		if c.Messages[i].Role == llm.RoleUser {
-			return c.Messages[i].Text
+	for _, m := range slices.Backward(c.Messages) {
+		if m.Role == llm.RoleUser {
+			return m.Text
 		}
 	}
 	return ""

@@ -34,6 +34,9 @@ func (x *Exchange) Header() http.Header { return Header(x.header) }
 // Status returns the HTTP status of the answer, 0 without one.
 func (x *Exchange) Status() int { return x.status }
 
+// Body returns the whole answer, nil without one. It must not be changed.
+func (x *Exchange) Body() []byte { return x.body }
+
 // A Fault is what a provider says went wrong, in its own words.
 type Fault struct {
 	Code, Type, Param string // names, as "insufficient_quota"

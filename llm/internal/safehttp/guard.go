@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -90,10 +91,8 @@ var metadataAddrs = []netip.Addr{
 }
 
 func metadata(a netip.Addr) bool {
-	for _, m := range metadataAddrs {
-		if a == m {
-			return true
-		}
+	if slices.Contains(metadataAddrs, a) {
+		return true
 	}
 	if v4, ok := embedded(a); ok {
 		return metadata(v4)

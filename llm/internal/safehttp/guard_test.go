@@ -130,7 +130,7 @@ func post(t *testing.T, c *Client, ctx context.Context, path string) (*Exchange,
 	}
 	resp, err := c.HTTP().Do(req)
 	if err == nil {
-		resp.Body.Close()
+		_ = resp.Body.Close()
 	}
 	return x, err
 }
