@@ -25,6 +25,9 @@ const (
 	// movedCommit is how often offsets are committed that moved over control
 	// records only.
 	movedCommit = time.Second
+	// refreshCheckpoint is how old the checkpoint of a task gets whose state does not
+	// change: one that is too old makes the next start rebuild the state.
+	refreshCheckpoint = time.Hour
 )
 
 // due reports whether the cycle ends now: after the interval, when nothing is
@@ -32,7 +35,7 @@ const (
 func (s *session) due(now time.Time) bool {
 	since := now.Sub(s.lastCommit)
 	if !s.began {
-		return since >= movedCommit && s.moved()
+		return since >= movedCommit && (s.moved() || s.refresh(now))
 	}
 	if s.isolate > 0 || since >= s.interval() {
 		return true
@@ -85,6 +88,23 @@ func (s *session) moved() bool {
 		}
 	}
 	return false
+}
+
+// refresh has tasks whose checkpoint gets old take part in a commit, though nothing
+// changed: that the group takes it proves that the task is still ours, and that the
+// rows lack nothing which another owner wrote.
+func (s *session) refresh(now time.Time) (due bool) {
+	for _, t := range s.tasks {
+		if t.failure == nil && t.oldCheckpoint(now) {
+			t.took, due = true, true
+		}
+	}
+	return due
+}
+
+// oldCheckpoint reports whether the checkpoint row is so old that it is written anew.
+func (t *task) oldCheckpoint(now time.Time) bool {
+	return t.sub.NeedsRows && now.Sub(time.UnixMilli(t.checked)) >= refreshCheckpoint
 }
 
 // idle reports whether no polled record can be processed, and none is known to
@@ -218,7 +238,9 @@ func (s *session) apply(t *task) error {
 	for _, in := range t.inputs {
 		t.check.Inputs[state.TopicPartition{Topic: in.topic, Partition: t.id.Partition}] = in.committed.At
 	}
-	if t.writeDue(time.Now()) {
+	now := time.Now()
+	t.check.Time = now.UnixMilli()
+	if t.writeDue(now) || t.oldCheckpoint(now) {
 		return t.writeBack()
 	}
 	return nil
@@ -244,14 +266,17 @@ func (t *task) writeDue(now time.Time) bool {
 }
 
 // writeBack writes the committed rows and the checkpoint that belongs to them in one
-// batch.
+// batch. The checkpoint is as old as the last commit, which the group took.
 func (t *task) writeBack() error {
-	t.check.Time = time.Now().UnixMilli()
 	b := &state.Batch{}
 	if err := t.check.AppendTo(b, t.id); err != nil {
 		return err
 	}
-	return t.part.WriteBack(b)
+	if err := t.part.WriteBack(b); err != nil {
+		return err
+	}
+	t.checked = t.check.Time
+	return nil
 }
 
 // writeBehind writes back the rows that have waited long enough, of tasks that have

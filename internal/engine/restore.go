@@ -46,11 +46,13 @@ func (inst *Instance) restore(ctx context.Context, t *task) error {
 	if err := inst.readLogs(ctx, t, r, logs, states); err != nil {
 		return err
 	}
-	if err := r.Flush(time.Now().UnixMilli()); err != nil {
+	now := time.Now().UnixMilli()
+	if err := r.Flush(now); err != nil {
 		return err
 	}
 	inst.metrics.restored.WithLabelValues(t.id.SubTopology).Add(float64(r.Count()))
 	t.check = r.Checkpoint()
+	t.check.Time, t.checked = now, now
 	return nil
 }
 

@@ -37,6 +37,8 @@ type task struct {
 	timers processors.Punctuations
 	check  *state.Checkpoint
 
+	checked int64 // Time of the checkpoint as it was last written
+
 	maxIdle  time.Duration
 	produce  func(*kgo.Record) // hands a record to the worker's open transaction
 	deadline time.Time         // when the turn being run has to end
