@@ -24,6 +24,10 @@ var forbidden = []struct {
 	{"internal/kafka", []string{"processors", "topology", "internal/engine", ""}},
 	{"internal/engine", []string{"", "internal/broker"}},
 	{"internal/checker", []string{"state", "processors", "topology", "internal/kafka", "internal/engine", ""}},
+	{"llm", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"llm/openai", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"llm/anthropic", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"llm/gemini", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
 	{"", []string{"internal/broker", "internal/modelserver", "internal/chaos"}},
 }
 
