@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log"
 	"log/slog"
 	"net/http"
@@ -327,54 +326,6 @@ func TestEnvironmentHasNoSay(t *testing.T) {
 			t.Errorf("logged: %s", line)
 		}
 	}
-}
-
-// Whatever a provider sends, an adapter returns an answer or an error, and the error
-// has no key.
-func FuzzAnswers(f *testing.F) {
-	for _, s := range []string{
-		`{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}],"usage":{"prompt_tokens":-1}}`,
-		`{"choices":[null]}`, `{"choices":{}}`, `{"choices":[{"message":{"content":["x"]}}]}`,
-		`{"content":[{"type":"text","text":"x"},null,{"type":7}],"stop_reason":"end_turn","usage":null}`,
-		`{"candidates":[null]}`, `{"candidates":"x"}`, `{"candidates":[{"content":{"parts":[null,{"text":1}]},"finishReason":"STOP"}]}`,
-		`{"candidates":[{"content":7}],"usageMetadata":[]}`, `{"promptFeedback":{"blockReason":"SAFETY"}}`, `{"promptFeedback":[]}`,
-		`{"error":{"code":[],"message":{},"details":[{"retryDelay":"9e99s"},null]}}`, `{"error":["x"]}`, `{}`, `null`, ``,
-	} {
-		f.Add(200, s)
-		f.Add(429, s)
-	}
-	f.Fuzz(func(t *testing.T, status int, body string) {
-		if status < 200 || status > 999 {
-			return
-		}
-		for name := range adapters {
-			m, err := adapters[name](llm.Endpoint{
-				URL: "http://127.0.0.1:1", Key: llm.StaticKey(llm.NewSecret(keyCanary)),
-				Transport: func(http.RoundTripper) http.RoundTripper {
-					return roundTrip(func(*http.Request) (*http.Response, error) {
-						return &http.Response{
-							StatusCode: status, Header: http.Header{"Content-Type": {"application/json"}}, ContentLength: -1,
-							Body: io.NopCloser(strings.NewReader(body)),
-						}, nil
-					})
-				},
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			r, err := m.Generate(t.Context(), &request)
-			e, ok := errors.AsType[*llm.Error](err)
-			if (err == nil) != (r != nil) || err != nil && !ok {
-				t.Fatalf("%s: response %v, error %v", name, r, err)
-			}
-			if err == nil && (status >= 300 || r.Finish != llm.FinishStop) {
-				t.Fatalf("%s: response %+v to status %d", name, r, status)
-			}
-			if err != nil && (e.RetryAfter < 0 || e.Class == "" || strings.Contains(fmt.Sprintf("%v %+v", e, e), keyCanary)) {
-				t.Fatalf("%s: error %+v", name, e)
-			}
-		}
-	})
 }
 
 type roundTrip func(*http.Request) (*http.Response, error)
