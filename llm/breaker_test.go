@@ -24,7 +24,7 @@ func TestBreaker(t *testing.T) {
 		{"fewer than half", "sssuuC", ""},
 		{"timeouts", "ttttO", "open"},
 		{"other answers are successes", "lllluuuC", ""},
-		{"throttled ones do not count", "hhhhhhhuuuC", ""},
+		{"throttled ones do not count", "hhhhhhuuuuO", "open"},
 		{"old failures are forgotten", "uuu9" + "9C" + "uuuC", ""},
 		{"failures within the window", "uu5uuO", "open"},
 		{"probes close it", "uuuu4O1CsCsCuuuC", "open half_open closed"},

@@ -46,7 +46,9 @@ func TestBudget(t *testing.T) {
 	three := reserve(13, 50)
 	b.Interrupt(two)
 	check(50, 50)
-	refuse(59, 1)
+	if e := refuse(59, 1); e.Budget != b {
+		t.Errorf("the error tells of %+v", e.Budget)
+	}
 
 	// The next window: what was reserved in the last one was part of that one.
 	four := reserve(60, 100)
@@ -67,7 +69,9 @@ func TestBudget(t *testing.T) {
 
 	// An event that is late does not begin an old window again.
 	reserve(5, 97)
-	refuse(6, 1)
+	if e := refuse(6, 1); !e.Until.Equal(at(180)) {
+		t.Errorf("got %v", e)
+	}
 	if e := refuse(121, 101); !e.Until.IsZero() || !strings.Contains(e.Error(), "no window") {
 		t.Errorf("got %v", e)
 	}

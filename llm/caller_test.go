@@ -121,9 +121,13 @@ func TestDeadlineOfContext(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*sec)
 			defer cancel()
 			m := script(small, step{takes: time.Hour})
-			_, err := mustCaller(t, CallerConfig{Chain: chain(m)}).Do(ctx, Call{Request: question})
+			b, _ := NewBreakers(BreakerConfig{MinAttempts: 1})
+			_, err := mustCaller(t, CallerConfig{Chain: chain(m), Breakers: b}).Do(ctx, Call{Request: question})
 			if ClassOf(err) != Timeout || time.Since(m.began) != 20*sec || len(m.asked) != 1 {
 				t.Errorf("got %v after %s and %d attempts", err, time.Since(m.began), len(m.asked))
+			}
+			if open, _ := b.Admit(small); open {
+				t.Error("an attempt that we cut short opened the breaker")
 			}
 		})
 	})
@@ -309,6 +313,100 @@ func TestCallBeyondBreaker(t *testing.T) {
 			t.Error("the reset breaker refuses calls")
 		}
 	})
+}
+
+// gate is a limiter that admits after a time each, and counts what it gave and got
+// back.
+type gate struct {
+	waits      []time.Duration
+	given      int
+	ended      []string
+	meanwhile  func()
+	sinceStart []time.Time
+}
+
+func (g *gate) Reserve(ctx context.Context, _ ID, _ *Request, since time.Time) (func(*Response, error), error) {
+	g.sinceStart = append(g.sinceStart, since)
+	wait := g.waits[min(g.given, len(g.waits)-1)]
+	select {
+	case <-time.After(wait):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if g.meanwhile != nil {
+		g.meanwhile()
+	}
+	g.given++
+	return func(resp *Response, err error) {
+		switch {
+		case resp != nil:
+			g.ended = append(g.ended, "answered")
+		case err != nil:
+			g.ended = append(g.ended, string(ClassOf(err)))
+		default:
+			g.ended = append(g.ended, "not made")
+		}
+	}, nil
+}
+
+// TestLimited checks what a call does with its limiter: the wait for the first
+// attempt is outside the deadline, later ones are inside, and every reservation is
+// settled once.
+func TestLimited(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name  string
+		waits []time.Duration
+		steps []step
+		money bool // runs out for all while the limiter is waited for
+		took  time.Duration
+		class Class
+		ended []string
+	}{
+		{"the first wait has no end", []time.Duration{time.Hour}, []step{{}}, false, time.Hour, "", []string{"answered"}},
+		{"a throttled attempt waits in the limiter", []time.Duration{0, 7 * sec}, []step{fails(Throttled), {}}, false, 7 * sec, "", []string{"throttled", "answered"}},
+		{"and as long as the provider asks for", []time.Duration{0, 0}, []step{after(Throttled, 9*sec), {}}, false, 9 * sec, "", []string{"throttled", "answered"}},
+		{"later waits end with the deadline", []time.Duration{time.Hour, time.Hour}, []step{fails(Throttled), {}}, false, time.Hour + 2*time.Minute, Throttled, []string{"throttled"}},
+		{"no time is left after the wait", []time.Duration{0, 2*time.Minute - sec}, []step{fails(Throttled), {}}, false, 2*time.Minute - sec, Throttled, []string{"throttled", "not made"}},
+		{"the breaker opens meanwhile", []time.Duration{sec}, []step{{}}, true, sec, NoMoney, []string{"not made"}},
+		{"a panic", []time.Duration{0}, []step{{panic: true}}, false, 0, Unavailable, []string{"unavailable"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, _ := NewBreakers(BreakerConfig{})
+				g := &gate{waits: row.waits}
+				if row.money {
+					g.meanwhile = func() {
+						p, _ := b.enter(small)
+						p.leave(&Error{Class: NoMoney, Err: errors.New("scripted")}, true)
+					}
+				}
+				began := time.Now()
+				c := mustCaller(t, CallerConfig{Chain: chain(script(small, row.steps...)), Breakers: b, Limiter: g})
+				err := func() (err error) {
+					defer func() {
+						if v := recover(); v != nil {
+							err = errors.New("panic")
+						}
+					}()
+					_, err = c.Do(t.Context(), Call{Request: question})
+					return err
+				}()
+				if time.Since(began) != row.took || (err != nil) != (row.class != "") || err != nil && ClassOf(err) != row.class {
+					t.Errorf("got %v after %s", err, time.Since(began))
+				}
+				if !slices.Equal(g.ended, row.ended) {
+					t.Errorf("attempts ended %v, want %v", g.ended, row.ended)
+				}
+				for _, since := range g.sinceStart {
+					if !since.Equal(began) {
+						t.Errorf("the call began at %v, the limiter was told %v", began, since)
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestPanicLeavesNothingBehind checks that a model that panics keeps no probe.

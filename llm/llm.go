@@ -59,7 +59,7 @@ type Request struct {
 	CacheKey string `json:"cache_key,omitempty"`
 }
 
-// Why an answer ended.
+// Finish says why an answer ended.
 type Finish string
 
 // The reasons. Any but FinishStop makes the answer unusable.

@@ -151,8 +151,11 @@ func TestCostIsExact(t *testing.T) {
 		}
 		sum := new(bigint.Int)
 		for _, term := range [][2]int64{
-			{u.Input - u.Cached - u.Written, int64(r.Input)}, {u.Cached, int64(r.Cached)}, {u.Written, int64(r.Written)},
-			{u.Output - u.Reasoning, int64(r.Output)}, {u.Reasoning, int64(r.Reasoning)},
+			{u.Input - u.Cached - u.Written, int64(r.Input)},
+			{u.Cached, int64(r.Cached)},
+			{u.Written, int64(r.Written)},
+			{u.Output - u.Reasoning, int64(r.Output)},
+			{u.Reasoning, int64(r.Reasoning)},
 		} {
 			sum.Add(sum, new(bigint.Int).Mul(bigint.NewInt(term[0]), bigint.NewInt(term[1])))
 		}

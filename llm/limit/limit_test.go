@@ -260,6 +260,47 @@ func TestOldCallsGoFirst(t *testing.T) {
 	})
 }
 
+// TestLeavingMakesRoom checks that those behind an attempt that gives up are looked
+// at at once.
+func TestLeavingMakesRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := mustNew(t, Rate{Tokens: 6000}) // 1000 at once, 100 a second
+		_, _ = l.Reserve(t.Context(), model, ask(500), time.Now())
+		ctx, cancel := context.WithTimeout(t.Context(), sec)
+		defer cancel()
+		began := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := l.Reserve(ctx, model, ask(800), began); err == nil {
+				t.Error("the large one was admitted")
+			}
+		})
+		synctest.Wait()
+		if _, err := l.Reserve(t.Context(), model, ask(100), began); err != nil || time.Since(began) != sec {
+			t.Errorf("the small one was admitted after %s, %v", time.Since(began), err)
+		}
+		wg.Wait()
+	})
+}
+
+// TestSmallerShare checks that what is saved up shrinks with the share.
+func TestSmallerShare(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := mustNew(t, Rate{Requests: 60, Burst: 4 * sec})
+		began := time.Now()
+		for i, want := range []time.Duration{0, 0, 0, 2 * sec} {
+			if i == 2 {
+				l.SetShare(0.5) // of the two that are left, one
+			}
+			if _, err := l.Reserve(t.Context(), model, ask(1), began); err != nil || time.Since(began).Round(time.Millisecond) != want {
+				t.Errorf("attempt %d was admitted after %s, %v", i, time.Since(began), err)
+			}
+		}
+	})
+}
+
 // TestNeverMoreThanTheLimit plays random attempts on instances that share a limit:
 // however they settle, cancel and change shares, the tokens used in any time exceed
 // the limit at most by the burst and what is in flight.
