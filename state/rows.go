@@ -27,8 +27,8 @@ type Store struct {
 	streamTime func() int64 // set by the window store that is built on it
 	// committedTime is the stream time of the last commit.
 	committedTime int64
-	dropped    int64        // window segments below have been deleted
-	expiring   int64        // with the batch that is being written
+	dropped       int64 // window segments below have been deleted
+	expiring      int64 // with the batch that is being written
 }
 
 // An entry is a row in the cache or the overlay. Value nil means that there is
