@@ -3,10 +3,11 @@ package engine
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"sync"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace/millrace/internal/kafka"
@@ -15,13 +16,14 @@ import (
 )
 
 // globals are the instance's copies of global tables: one full copy each, loaded
-// before any task starts and kept up to date by one goroutine. There is no time
+// before any task starts and kept up to date by a reader. There is no time
 // synchronisation with the tasks that read them.
 type globals struct {
 	inst   *Instance
 	tables []topology.GlobalSource
-	next   map[string]map[int32]int64 // offsets behind what was applied
-	topic  map[string]*topology.GlobalSource
+
+	mu   sync.Mutex
+	next map[string]map[int32]int64 // offsets behind what was applied
 }
 
 // globalTask is the owner of the rows of global tables.
@@ -31,10 +33,9 @@ func globalTask(store string) state.TaskID {
 
 // openGlobals loads all global tables up to the ends of their topics as of now.
 func openGlobals(ctx context.Context, inst *Instance) (*globals, error) {
-	g := &globals{inst: inst, tables: inst.cfg.Topology.Globals, next: map[string]map[int32]int64{}, topic: map[string]*topology.GlobalSource{}}
+	g := &globals{inst: inst, tables: inst.cfg.Topology.Globals, next: map[string]map[int32]int64{}}
 	for i := range g.tables {
 		table := &g.tables[i]
-		g.topic[table.Topic] = table
 		if err := g.load(ctx, table); err != nil {
 			return nil, fmt.Errorf("global table %q from topic %q: %w", table.Store.Name, table.Topic, err)
 		}
@@ -109,8 +110,7 @@ func (g *globals) positions(table *topology.GlobalSource, id state.TaskID, start
 // apply writes records of a table's topic and the new position in one batch.
 func (g *globals) apply(table *topology.GlobalSource, partition int32, records []*kgo.Record, next int64) error {
 	inst := g.inst
-	id := globalTask(table.Store.Name)
-	prefix := state.StorePrefix(id, table.Store.Name)
+	prefix := state.StorePrefix(globalTask(table.Store.Name), table.Store.Name)
 	b := &state.Batch{}
 	for _, r := range records {
 		raw := toRaw(r)
@@ -125,22 +125,29 @@ func (g *globals) apply(table *topology.GlobalSource, partition int32, records [
 		}
 		b.Set(append(slices.Clip(prefix), key...), row)
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(records) == 0 && g.next[table.Topic][partition] == next {
+		return nil
+	}
 	set(g.next, table.Topic, partition, next)
+	inst.metrics.wrote(len(records) * 64)
+	return g.write(table, b)
+}
+
+// write adds the checkpoint of a table to a batch and writes it. The caller holds mu.
+func (g *globals) write(table *topology.GlobalSource, b *state.Batch) error {
 	check := &state.Checkpoint{
-		Logs:   map[string]state.LogPosition{table.Store.Name: {Topic: inst.topicInfos[table.Topic].ID}},
+		Logs:   map[string]state.LogPosition{table.Store.Name: {Topic: g.inst.topicInfos[table.Topic].ID}},
 		Inputs: map[state.TopicPartition]int64{}, Time: time.Now().UnixMilli(),
 	}
 	for p, at := range g.next[table.Topic] {
 		check.Inputs[state.TopicPartition{Topic: table.Topic, Partition: p}] = at
 	}
-	if err := check.AppendTo(b, id); err != nil {
+	if err := check.AppendTo(b, globalTask(table.Store.Name)); err != nil {
 		return err
 	}
-	if err := inst.db.Write(b); err != nil {
-		return err
-	}
-	inst.metrics.wrote(len(records) * 64)
-	return nil
+	return g.inst.db.Write(b)
 }
 
 // follow keeps the tables up to date until ctx ends.
@@ -148,47 +155,87 @@ func (g *globals) follow(ctx context.Context) error {
 	if len(g.tables) == 0 {
 		return nil
 	}
-	parts := map[string]map[int32]kgo.Offset{}
-	for topic, ps := range g.next {
-		for p, at := range ps {
-			set(parts, topic, p, kgo.NewOffset().At(at))
+	reader := kafka.NewReader(ctx, g.inst.plain, kafka.ReaderConfig{MaxWait: globalWait, Logger: g.inst.log})
+	defer reader.Close()
+	failed := make(chan error, 1)
+	for i := range g.tables {
+		if err := g.subscribe(reader, &g.tables[i], failed); err != nil {
+			return err
 		}
 	}
-	cl, err := kgo.NewClient(append(g.inst.cfg.Kafka.PlainOpts(nil), kgo.ConsumePartitions(parts))...)
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
+	ticker := time.NewTicker(refreshCheckpoint)
+	defer ticker.Stop()
 	for {
-		fetches := cl.PollFetches(ctx)
-		if ctx.Err() != nil {
-			return nil
+		if err := g.refresh(ctx); err != nil {
+			return err
 		}
-		var failed error
-		fetches.EachError(func(topic string, partition int32, err error) {
-			if kerr.IsRetriable(err) {
-				g.inst.log.Warn("fetch of a global table failed, retrying", "topic", topic, "partition", partition, "error", err)
-				return
-			}
-			failed = &FatalError{fmt.Errorf("global table from %s/%d: %w", topic, partition, err)}
-		})
-		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-			if failed != nil || len(p.Records) == 0 {
-				return
-			}
-			next := p.Records[len(p.Records)-1].Offset + 1
-			var data []*kgo.Record
-			for _, r := range p.Records {
-				if !r.Attrs.IsControl() {
-					data = append(data, r)
-				}
-			}
-			failed = g.apply(g.topic[p.Topic], p.Partition, data, next)
-		})
-		if failed != nil {
-			return failed
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return &FatalError{err}
+		case <-ticker.C:
 		}
 	}
+}
+
+// globalWait is how long a broker waits for new records of global tables.
+const globalWait = 500 * time.Millisecond
+
+// subscribe has the reader go on where the table was loaded to. failed gets the first
+// error.
+func (g *globals) subscribe(reader *kafka.Reader, table *topology.GlobalSource, failed chan<- error) error {
+	g.mu.Lock()
+	positions := maps.Clone(g.next[table.Topic])
+	g.mu.Unlock()
+	for p, at := range positions {
+		err := reader.Add(kafka.Subscription{
+			Topic: table.Topic, Partition: p, TopicID: g.inst.topicInfos[table.Topic].ID, Offset: at,
+			Deliver: func(b kafka.Batch) error { return g.apply(table, p, b.Records, b.Position) },
+			Failed: func(err error) {
+				select {
+				case failed <- fmt.Errorf("global table %q: %w: a restart loads it anew", table.Store.Name, err):
+				default: // another partition has failed
+				}
+			},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refresh writes the checkpoints of the tables that are at the ends of their topics:
+// one that gets too old makes the next start load the whole table.
+func (g *globals) refresh(ctx context.Context) error {
+	parts := map[string][]int32{}
+	g.mu.Lock()
+	for topic, ps := range g.next {
+		parts[topic] = slices.Collect(maps.Keys(ps))
+	}
+	g.mu.Unlock()
+	ends, err := kafka.ListOffsets(ctx, g.inst.plain, kafka.HighWatermark, parts)
+	if err != nil {
+		g.inst.log.Debug("asking for the ends of global tables", "error", err)
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := range g.tables {
+		table := &g.tables[i]
+		behind := false
+		for p, at := range g.next[table.Topic] {
+			behind = behind || at < ends[table.Topic][p]
+		}
+		if behind {
+			continue
+		}
+		if err := g.write(table, &state.Batch{}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // store returns a handle of its own on a global table: it reads committed rows and
