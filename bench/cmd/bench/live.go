@@ -109,11 +109,9 @@ func (h *harness) latencySuite(ctx context.Context) error {
 	})
 }
 
-// latencyWarmUp is left out of the latencies.
-const latencyWarmUp = 5 * time.Second
-
 func (h *harness) runLatency(ctx context.Context, a arm, round int) error {
-	seconds := int(latencyWarmUp.Seconds()) + h.cfg.latencySeconds
+	half := time.Duration(h.cfg.latencySeconds) * time.Second // as elsewhere the second half counts
+	seconds := 2 * h.cfg.latencySeconds
 	data := newDataset((seconds+60)*tricklePerSecond, h.cfg.keys, h.cfg.partitions)
 	data.stamped = true
 	p, j, out, err := h.startLive(ctx, a)
@@ -129,14 +127,14 @@ func (h *harness) runLatency(ctx context.Context, a arm, round int) error {
 	if err := out.await(ctx, 1, p); err != nil {
 		return err
 	}
-	if err := pause(ctx, latencyWarmUp); err != nil {
+	if err := pause(ctx, half); err != nil {
 		return err
 	}
 	out.mu.Lock()
 	skip := len(out.latency)
 	out.mu.Unlock()
 	cpu := h.measureCPU(p)
-	if err := pause(ctx, time.Duration(h.cfg.latencySeconds)*time.Second); err != nil {
+	if err := pause(ctx, half); err != nil {
 		return err
 	}
 	armCPU, brokerCPU := cpu()
