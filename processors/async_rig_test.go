@@ -173,8 +173,8 @@ func (r *rig) Produce(topic string, _ int32, rec Raw) error {
 	return nil
 }
 
-func (r *rig) Schedule(kind PunctuationKind, interval time.Duration, fn func(int64) error) func() {
-	return r.timers.Add(kind, interval, r.now, fn)
+func (r *rig) Schedule(kind PunctuationKind, interval time.Duration, next *state.Cell, fn func(int64) error) func() {
+	return r.timers.Add(kind, interval, r.now, next, fn)
 }
 
 func (r *rig) Adopt(_ string, asked []AskedCall) []bool {
@@ -398,7 +398,7 @@ func (r *rig) same() {
 type silent struct{ *rig }
 
 func (s *silent) Adopt(_ string, asked []AskedCall) []bool { return make([]bool, len(asked)) }
-func (s *silent) Schedule(PunctuationKind, time.Duration, func(int64) error) func() {
+func (s *silent) Schedule(PunctuationKind, time.Duration, *state.Cell, func(int64) error) func() {
 	return func() {}
 }
 

@@ -104,7 +104,7 @@ func (a *Async) revive() {
 // wake has the task tick as long as there is something to look after.
 func (a *Async) wake() {
 	if a.unschedule == nil {
-		a.unschedule = a.task.Schedule(WallClock, tickInterval, a.tick)
+		a.unschedule = a.task.Schedule(WallClock, tickInterval, nil, a.tick)
 	}
 }
 

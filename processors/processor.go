@@ -60,6 +60,8 @@ type Context[K, V any] struct {
 	next    Forward[K, V]
 	stores  map[string]StoreSerdes
 	cancels []func()
+	opened  bool         // Init has returned
+	used    map[int]bool // numbers of scheduled StreamTime punctuations
 }
 
 // StoreSerdes are a connected store's serdes: boxed serde.Serde[K] and
@@ -69,7 +71,7 @@ type StoreSerdes struct{ Key, Value any }
 // NewContext returns the context of the processor of a step. next takes what it
 // forwards.
 func NewContext[K, V any](t Task, step string, stores map[string]StoreSerdes, next Forward[K, V]) *Context[K, V] {
-	return &Context[K, V]{t: t, step: step, stores: stores, next: next}
+	return &Context[K, V]{t: t, step: step, stores: stores, next: next, used: map[int]bool{}}
 }
 
 // Forward hands a record to the steps behind the processor. Timestamp and
@@ -85,8 +87,17 @@ func (c *Context[K, V]) Forward(rec Record[K, V]) error { return c.next(rec) }
 // punctuations fire one interval after the call and then at every interval. Missed
 // ones collapse into one. A punctuation is atomic as a record is: what it did is
 // undone if it fails. The interval is at least 1 ms.
+//
+// When a StreamTime punctuation is due next is part of the task's state: those that
+// Init schedules, known by their order, go on after a restart as if there had been
+// none. One scheduled later fires on the record after that.
 func (c *Context[K, V]) Schedule(kind PunctuationKind, interval time.Duration, fn func(at int64) error) (cancel func()) {
-	cancel = c.t.Schedule(kind, max(interval, time.Millisecond), func(at int64) (err error) {
+	var next *state.Cell
+	free := func() {}
+	if kind == StreamTime {
+		next, free = c.due()
+	}
+	stop := c.t.Schedule(kind, max(interval, time.Millisecond), next, func(at int64) (err error) {
 		defer func() {
 			if p := recover(); p != nil {
 				err = Panicked(ClassProcess, c.step, p)
@@ -94,8 +105,30 @@ func (c *Context[K, V]) Schedule(kind PunctuationKind, interval time.Duration, f
 		}()
 		return Fail(ClassProcess, c.step, fn(at))
 	})
+	cancel = func() { stop(); free() }
 	c.cancels = append(c.cancels, cancel)
 	return cancel
+}
+
+// due returns the cell of a StreamTime punctuation: that of the lowest number that no
+// other one has until free is called.
+func (c *Context[K, V]) due() (next *state.Cell, free func()) {
+	n := 0
+	for c.used[n] {
+		n++
+	}
+	c.used[n] = true
+	next = c.t.Cell(fmt.Sprintf("punctuation:%s:%d", c.step, n))
+	if c.opened {
+		next.Set(-1)
+	}
+	done := false
+	return next, func() {
+		if !done {
+			done = true
+			delete(c.used, n)
+		}
+	}
 }
 
 // Context ends when the task is closed. It is a task's, not a record's.
@@ -215,6 +248,7 @@ func (r *RunningProcessor[KIn, VIn, KOut, VOut]) open() (err error) {
 	if err := p.Init(r.ctx); err != nil {
 		return Fail(ClassProcess, r.ctx.step, fmt.Errorf("init: %w", err))
 	}
+	r.ctx.opened = true
 	r.p = p
 	return nil
 }

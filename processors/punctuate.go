@@ -3,6 +3,8 @@ package processors
 import (
 	"slices"
 	"time"
+
+	"github.com/millrace/millrace/state"
 )
 
 // Punctuations are the scheduled functions of a task. The zero value has none. It
@@ -14,13 +16,14 @@ type Punctuations struct {
 type punctuation struct {
 	kind     PunctuationKind
 	interval time.Duration
-	next     int64 // ms since the epoch; stream time: -1 before the first record
+	next     int64       // WallClock: when it is due, ms since the epoch
+	due      *state.Cell // StreamTime: the same, -1 before the first record
 	fn       func(at int64) error
 }
 
 // Add schedules fn, as [Task.Schedule] says; now is the wall clock.
-func (p *Punctuations) Add(kind PunctuationKind, interval time.Duration, now time.Time, fn func(at int64) error) (cancel func()) {
-	one := &punctuation{kind: kind, interval: max(interval, time.Millisecond), next: -1, fn: fn}
+func (p *Punctuations) Add(kind PunctuationKind, interval time.Duration, now time.Time, due *state.Cell, fn func(at int64) error) (cancel func()) {
+	one := &punctuation{kind: kind, interval: max(interval, time.Millisecond), due: due, fn: fn}
 	if kind == WallClock {
 		one.next = now.Add(one.interval).UnixMilli()
 	}
@@ -35,11 +38,16 @@ func (p *Punctuations) Any() bool { return len(p.all) > 0 }
 // was scheduled.
 func (p *Punctuations) StreamTime(now int64) error {
 	for _, one := range p.all {
-		if one.kind != StreamTime || now < one.next || now < 0 {
+		if one.kind != StreamTime || now < 0 {
 			continue
 		}
 		step := one.interval.Milliseconds()
-		one.next = now - now%step + step
+		next := now - now%step + step
+		// A later one is that of a longer interval, before a restart.
+		if due := one.due.Value(); now < due && due <= next {
+			continue
+		}
+		one.due.Set(next)
 		if err := one.fn(now); err != nil {
 			return err
 		}

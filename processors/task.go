@@ -35,8 +35,9 @@ type Task interface {
 	// Produce hands a record to the open transaction. With partition < 0 it goes
 	// to the partition of its key (murmur2), or to any for a null key.
 	Produce(topic string, partition int32, rec Raw) error
-	// Schedule calls fn at intervals; see [PunctuationKind].
-	Schedule(kind PunctuationKind, interval time.Duration, fn func(at int64) error) (cancel func())
+	// Schedule calls fn at intervals; see [PunctuationKind]. next is a cell of the task
+	// that says when a StreamTime punctuation is due, nil for WallClock.
+	Schedule(kind PunctuationKind, interval time.Duration, next *state.Cell, fn func(at int64) error) (cancel func())
 	// Dispatch starts a call once the open transaction has committed.
 	Dispatch(call Call)
 	// Drop counts a record that an operator dropped, and why: "null-key",

@@ -146,7 +146,7 @@ func (t *driverTask) Produce(topic string, partition int32, raw processors.Raw) 
 	return nil
 }
 
-func (t *driverTask) Schedule(kind processors.PunctuationKind, interval time.Duration, fn func(int64) error) func() {
+func (t *driverTask) Schedule(kind processors.PunctuationKind, interval time.Duration, _ *state.Cell, fn func(int64) error) func() {
 	timer := &driverTimer{kind: kind, interval: interval, fn: fn}
 	t.timers = append(t.timers, timer)
 	return func() { timer.cancelled = true }

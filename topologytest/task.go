@@ -276,8 +276,8 @@ func (t *task) Produce(topic string, partition int32, rec processors.Raw) error 
 	return nil
 }
 
-func (t *task) Schedule(kind processors.PunctuationKind, interval time.Duration, fn func(at int64) error) (cancel func()) {
-	return t.timers.Add(kind, interval, t.d.now, fn)
+func (t *task) Schedule(kind processors.PunctuationKind, interval time.Duration, next *state.Cell, fn func(at int64) error) (cancel func()) {
+	return t.timers.Add(kind, interval, t.d.now, next, fn)
 }
 
 func (t *task) Dispatch(call processors.Call) { t.calls = append(t.calls, call) }

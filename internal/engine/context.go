@@ -38,8 +38,8 @@ func (t *task) Partitions(topic string) (int32, error) {
 }
 
 // Schedule registers a punctuation.
-func (t *task) Schedule(kind processors.PunctuationKind, interval time.Duration, fn func(at int64) error) (cancel func()) {
-	return t.timers.Add(kind, interval, time.Now(), fn)
+func (t *task) Schedule(kind processors.PunctuationKind, interval time.Duration, next *state.Cell, fn func(at int64) error) (cancel func()) {
+	return t.timers.Add(kind, interval, time.Now(), next, fn)
 }
 
 // maxFuture is how far ahead of the wall clock a record's timestamp may lie; the
