@@ -29,7 +29,7 @@ type groupMember struct {
 type groupInstance struct {
 	name    string
 	members []*groupMember
-	lag     map[TaskID]int64 // state it has on disk
+	held    map[TaskID]int64 // state it has on disk, and how far that is
 	tasks   []*groupTask     // the plan
 }
 
@@ -66,13 +66,14 @@ func newAssignment(members []*groupMember, topics map[string]int32) *assignment 
 		a.generation = max(a.generation, m.generation)
 		m.subs = make(map[string]bool)
 		if n := len(a.instances); n == 0 || a.instances[n-1].name != m.data.Instance {
-			a.instances = append(a.instances, &groupInstance{name: m.data.Instance, lag: make(map[TaskID]int64)})
+			a.instances = append(a.instances, &groupInstance{name: m.data.Instance, held: make(map[TaskID]int64)})
 		}
 		m.instance = a.instances[len(a.instances)-1]
 		m.instance.members = append(m.instance.members, m)
 		for _, h := range m.data.Held {
-			if lag, ok := m.instance.lag[h.TaskID]; !ok || h.Lag < lag {
-				m.instance.lag[h.TaskID] = h.Lag
+			at, ok := m.instance.held[h.TaskID]
+			if !ok || h.Checkpoint > at {
+				m.instance.held[h.TaskID] = h.Checkpoint
 			}
 		}
 	}
@@ -270,13 +271,13 @@ func (a *assignment) placeSticky() {
 
 // betterFor reports whether in should get the new task t rather than other.
 func (in *groupInstance) betterFor(t *groupTask, other *groupInstance) bool {
-	l1, has1 := in.lag[t.id]
-	l2, has2 := other.lag[t.id]
+	at1, has1 := in.held[t.id]
+	at2, has2 := other.held[t.id]
 	if has1 != has2 {
 		return has1
 	}
-	if has1 && l1 != l2 {
-		return l1 < l2
+	if has1 && at1 != at2 {
+		return at1 > at2 // both are on their way to the same end
 	}
 	// The load with the task, per worker, compared without fractions.
 	x, y := (len(in.tasks)+1)*len(other.members), (len(other.tasks)+1)*len(in.members)
@@ -316,10 +317,10 @@ func (a *assignment) balanceInstances() {
 			if t.owner != nil && t.owner.instance == src {
 				score += 1<<30 - load[t.owner]
 			}
-			if _, has := dst.lag[t.id]; !has {
+			if _, has := dst.held[t.id]; !has {
 				score += 1 << 20
 			}
-			if _, has := src.lag[t.id]; has {
+			if _, has := src.held[t.id]; has {
 				score += 1 << 19
 			}
 			return score

@@ -43,8 +43,9 @@ type SubTopology struct {
 // HeldTask is a task whose state the instance has on disk.
 type HeldTask struct {
 	TaskID
-	Checkpoint int64 // the changelog offset the state stands at
-	Lag        int64 // how far that is behind the end, as far as known
+	// Checkpoint is the changelog offset the state stands at, the sum over the
+	// task's changelogs: of two copies the one with the larger is nearer to the end.
+	Checkpoint int64
 }
 
 // Unassigned is a task nobody got, and why.

@@ -47,7 +47,7 @@ func newSim(t testing.TB, topics map[string]int32) *simGroup {
 func (g *simGroup) held(m *simMember) []HeldTask {
 	held := slices.Clone(m.held)
 	for t, round := range g.state[m.b.cfg.Instance] {
-		held = append(held, HeldTask{TaskID: t, Lag: int64(g.generation - round)})
+		held = append(held, HeldTask{TaskID: t, Checkpoint: int64(round)})
 	}
 	slices.SortFunc(held, func(a, b HeldTask) int { return cmp.Compare(a.String(), b.String()) })
 	return held
@@ -209,7 +209,7 @@ func TestBalanceProperties(t *testing.T) {
 					for w := range workers {
 						m := g.join(instance, w, subs)
 						if rnd.IntN(2) == 0 {
-							m.held = []HeldTask{{TaskID: TaskID{"s0", 0}, Checkpoint: 5, Lag: rnd.Int64N(10)}}
+							m.held = []HeldTask{{TaskID: TaskID{"s0", 0}, Checkpoint: rnd.Int64N(10)}}
 						}
 					}
 					live[instance] = true
@@ -433,15 +433,15 @@ func TestBalanceIgnoresOldClaims(t *testing.T) {
 	mustEqual(t, "in the end", len(z.owned["a"])+len(fresh.owned["a"]), 2)
 }
 
-// State on disk draws a task nobody owns, the least lag most.
+// State on disk draws a task nobody owns, that nearest to the end of its changelog most.
 func TestBalanceFollowsState(t *testing.T) {
 	g := newSim(t, map[string]int32{"a": 3})
 	subs := []SubTopology{sub("s", "a")}
 	for i, instance := range []string{"x", "y", "z"} {
 		m := g.join(instance, 0, subs)
 		m.held = []HeldTask{
-			{TaskID: TaskID{"s", int32(2 - i)}, Checkpoint: 100, Lag: 1},
-			{TaskID: TaskID{"s", int32(i)}, Checkpoint: 50, Lag: 51},
+			{TaskID: TaskID{"s", int32(2 - i)}, Checkpoint: 100},
+			{TaskID: TaskID{"s", int32(i)}, Checkpoint: 50},
 			{TaskID: TaskID{"unknown", 0}},
 		}
 	}
@@ -500,8 +500,8 @@ var sampleUserData = userData{
 		{Name: "triage", Fingerprint: "beef", Topics: []string{"app.triage-loop", "tickets"}},
 	},
 	Held: []HeldTask{
-		{TaskID: TaskID{"by-team", 3}, Checkpoint: 1 << 40, Lag: 12},
-		{TaskID: TaskID{"triage", 0}, Checkpoint: -1, Lag: 0},
+		{TaskID: TaskID{"by-team", 3}, Checkpoint: 1 << 40},
+		{TaskID: TaskID{"triage", 0}, Checkpoint: -1},
 	},
 }
 

@@ -52,7 +52,6 @@ func (u *userData) encode() []byte {
 		held = binary.AppendUvarint(held, uint64(i))
 		held = binary.AppendUvarint(held, uint64(h.Partition))
 		held = binary.AppendVarint(held, h.Checkpoint)
-		held = binary.AppendVarint(held, h.Lag)
 	}
 	return append(binary.AppendUvarint(b, uint64(n)), held...)
 }
@@ -87,7 +86,7 @@ func (u *userData) decode(b []byte) error {
 	}
 	for range r.count() {
 		i, p := r.uvarint(), r.i31()
-		h := HeldTask{TaskID: TaskID{Partition: p}, Checkpoint: r.varint(), Lag: r.varint()}
+		h := HeldTask{TaskID: TaskID{Partition: p}, Checkpoint: r.varint()}
 		if r.failed || i >= uint64(len(u.Subs)) {
 			return errUserData
 		}
