@@ -7,7 +7,7 @@ import (
 
 type answerKey struct{}
 
-type answer struct {
+type answerByHand struct {
 	value any
 	err   error
 }
@@ -16,12 +16,12 @@ type answer struct {
 // asynchronous step is not called: it is taken to have returned value and err at
 // once. It is for test drivers.
 func WithAnswer(ctx context.Context, value any, err error) context.Context {
-	return context.WithValue(ctx, answerKey{}, answer{value, err})
+	return context.WithValue(ctx, answerKey{}, answerByHand{value, err})
 }
 
 // answered returns the answer in ctx, or else what call returns.
 func answered[R any](ctx context.Context, call func() (R, error)) (R, error) {
-	a, ok := ctx.Value(answerKey{}).(answer)
+	a, ok := ctx.Value(answerKey{}).(answerByHand)
 	if !ok {
 		return call()
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
 )
 
 // Order says which results of an asynchronous step keep the order of their
@@ -41,7 +43,7 @@ func (o Order) String() string {
 }
 
 // AsyncConfig configures an asynchronous step. All fields are required but
-// MaxWait and Fallback.
+// MaxWait, Fallback and OpenFallback.
 type AsyncConfig struct {
 	// Step names the step: its loop topic, dead letters and entries.
 	Step string
@@ -61,7 +63,17 @@ type AsyncConfig struct {
 	// Fallback forwards an event that ends without an answer to the fallbacks
 	// instead of dead-lettering it.
 	Fallback bool
-	Attempts AttemptPolicy
+	// OpenFallback does so with an event that ends since a circuit breaker is open.
+	OpenFallback bool
+	Attempts     AttemptPolicy
+}
+
+// falls reports whether an event that ends for the reason is a fallback.
+func (c *AsyncConfig) falls(r millracev1.Failure_Reason) bool {
+	if r == millracev1.Failure_REASON_BREAKER_OPEN {
+		return c.OpenFallback
+	}
+	return c.Fallback
 }
 
 // window is how many asked entries a task has at most. It keeps every slot of an

@@ -49,6 +49,7 @@ type request struct {
 	event      *millracev1.Event
 	resolved   []byte
 	unresolved string
+	progress   []byte // of the rounds before
 }
 
 func (q *request) outcome() *millracev1.Outcome {

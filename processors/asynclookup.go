@@ -9,7 +9,7 @@ import (
 )
 
 // FallbackHeader is the header of an event that was forwarded without an answer;
-// its value says why: error, deadline, max-wait or too-large.
+// its value says why: error, deadline, max-wait, too-large or breaker-open.
 const FallbackHeader = "millrace.fallback"
 
 // An AsyncStep is the typed description of an asynchronous step.
@@ -36,11 +36,12 @@ func (s *AsyncStep[K, V, R]) Start(t Task, results Forward[K, Answer[V, R]], fal
 	}
 	typed := asyncTyped{
 		call: s.call,
-		answer: func(ev *millracev1.Event, answer *millracev1.Answer) error {
-			rec, err := s.decode(ev)
+		answer: func(e *millracev1.Entry, o *millracev1.Outcome) error {
+			rec, err := s.decode(e.Event)
 			if err != nil {
 				return Fail(ClassDecode, s.Step, err)
 			}
+			answer := o.GetAnswer()
 			a := Answer[V, R]{Event: rec.Value}
 			if answer.Value != nil {
 				if a.Result, err = s.Result.Decode(answer.Value); err != nil {
@@ -49,18 +50,18 @@ func (s *AsyncStep[K, V, R]) Start(t Task, results Forward[K, Answer[V, R]], fal
 			}
 			return results(WithValue(rec, a, false))
 		},
-		fallback: func(ev *millracev1.Event, reason string) error {
-			rec, err := s.decode(ev)
+		fallback: func(e *millracev1.Entry, o *millracev1.Outcome) error {
+			rec, err := s.decode(e.Event)
 			if err != nil {
 				return Fail(ClassDecode, s.Step, err)
 			}
-			rec.Headers = append(rec.Headers, Header{Key: FallbackHeader, Value: []byte(reason)})
+			rec.Headers = append(rec.Headers, Header{Key: FallbackHeader, Value: []byte(reasonName(o.GetFailure().GetReason()))})
 			return fallbacks(rec)
 		},
 	}
 	if s.Resolve != nil {
-		typed.resolve = func(ev *millracev1.Event) ([]byte, error) {
-			rec, err := s.decode(ev)
+		typed.resolve = func(e *millracev1.Entry) ([]byte, error) {
+			rec, err := s.decode(e.Event)
 			if err != nil {
 				return nil, err
 			}
@@ -68,13 +69,18 @@ func (s *AsyncStep[K, V, R]) Start(t Task, results Forward[K, Answer[V, R]], fal
 		}
 	}
 	a := newAsync(at, s.AsyncConfig, typed)
-	return a, func(r Record[K, V]) error {
+	return a, s.input(a), nil
+}
+
+// input is what admits records.
+func (s *AsyncStep[K, V, R]) input(a *Async) Forward[K, V] {
+	return func(r Record[K, V]) error {
 		ev, err := s.encode(r)
 		if err != nil {
 			return Fail(ClassProduce, s.Step, err)
 		}
 		return a.admit(ev)
-	}, nil
+	}
 }
 
 func (s *AsyncStep[K, V, R]) encode(r Record[K, V]) (*millracev1.Event, error) {

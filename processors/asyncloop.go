@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
 )
 
@@ -38,6 +40,10 @@ func (a *Async) loop(rec *Raw, cause error) error {
 	switch {
 	case h == nil || h.ask < 0 || h.round != o.Round:
 		a.task.Drop(a.cfg.Step, "stale-outcome")
+	case o.GetAgain() != nil && cause != nil:
+		err = a.settle(h, refused(o, cause), nil)
+	case o.GetAgain() != nil:
+		err = a.again(h, o)
 	case o.GetReleased() == nil:
 		err = a.settle(h, o, cause)
 	case o.Ask != h.ask:
@@ -78,6 +84,59 @@ func (a *Async) released(h *head) error {
 	e.Ask.Instance, e.Ask.Incarnation = "", ""
 	a.alter(h, func() { h.state = headReady })
 	return a.put(&h.row, e)
+}
+
+// again puts the entry of h into its next round. One that does not fit into its row
+// ends as a failure.
+func (a *Async) again(h *head, o *millracev1.Outcome) error {
+	e, err := a.load(h.key)
+	if err != nil {
+		return err
+	}
+	if err := a.noted(e, o); err != nil {
+		if err.Action = a.task.Decide(err); err.Action == Retry || err.Action == Stop {
+			return err
+		}
+		a.task.Undo()
+		return a.settle(h, refused(o, err), nil)
+	}
+	e.Round, e.Progress = e.Round+1, o.Progress
+	e.Ask.Instance, e.Ask.Incarnation = "", ""
+	if size, limit := len(h.key)+proto.Size(e), a.task.MaxRowBytes()-rowReserve; size > limit {
+		q := &request{id: o.Id, round: o.Round, ask: o.Ask}
+		f := q.failure(millracev1.Failure_REASON_TOO_LARGE, ClassState, fmt.Sprintf(
+			"event and refused answer have %d bytes, more than the %d of a row", size, limit))
+		f.Attempts, f.Progress = o.Attempts, o.Progress
+		a.task.Undo() // what was noted is noted again
+		return a.settle(h, f, nil)
+	}
+	a.change()
+	a.alter(h, func() { h.round, h.state, h.abandoned = e.Round, headReady, false })
+	return a.put(&h.row, e)
+}
+
+// refused returns the failure that ends an entry of which a round cannot be noted.
+func refused(o *millracev1.Outcome, cause error) *millracev1.Outcome {
+	q := &request{id: o.Id, round: o.Round, ask: o.Ask}
+	f := q.failure(millracev1.Failure_REASON_ERROR, classOf(cause), cause.Error())
+	f.Attempts = o.Attempts
+	return f
+}
+
+// noted lets the step note a refused answer.
+func (a *Async) noted(e *millracev1.Entry, o *millracev1.Outcome) (err *Error) {
+	if a.typed.failed == nil {
+		return nil
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err, _ = errors.AsType[*Error](Panicked(ClassProcess, a.cfg.Step, p))
+		}
+	}()
+	if failure := Fail(ClassProcess, a.cfg.Step, a.typed.failed(e, o)); failure != nil {
+		err, _ = errors.AsType[*Error](failure)
+	}
+	return err
 }
 
 // revive makes the inherited heads ready that are due, if the loop holds no
@@ -335,16 +394,19 @@ func (a *Async) emit(s *settled) (err error) {
 			err = Panicked(ClassProcess, a.cfg.Step, p)
 		}
 	}()
-	if answer := s.o.GetAnswer(); answer != nil {
-		return a.typed.answer(s.e.Event, answer)
+	if s.o.GetAnswer() != nil {
+		return a.typed.answer(s.e, s.o)
 	}
 	f := s.o.GetFailure()
+	if err := a.noted(s.e, s.o); err != nil {
+		return err
+	}
 	switch {
 	case f.GetReason() == millracev1.Failure_REASON_SKIP:
 		a.task.Drop(a.cfg.Step, "skipped")
 		return nil
-	case a.cfg.Fallback:
-		return a.typed.fallback(s.e.Event, reasonName(f.GetReason()))
+	case a.cfg.falls(f.GetReason()):
+		return a.typed.fallback(s.e, s.o)
 	}
 	return a.bury(s, &Error{Class: Class(f.GetClass()), Step: a.cfg.Step, Err: errors.New(f.GetMessage())})
 }
@@ -363,7 +425,11 @@ func (a *Async) bury(s *settled, cause error) error {
 	if s.cause != nil {
 		message = truncate(message) // that of an outcome is short already
 	}
-	err := a.task.Produce(a.cfg.DeadLetters, -1, deadLetter(s.e, step, class, s.o.GetAttempts(), message, a.task.Now()))
+	var details []Header
+	if a.typed.details != nil {
+		details = a.typed.details(s.e, s.o)
+	}
+	err := a.task.Produce(a.cfg.DeadLetters, -1, deadLetter(s.e, step, class, s.o.GetAttempts(), message, a.task.Now(), details...))
 	if err != nil {
 		return &Error{Class: ClassProduce, Step: a.cfg.Step, Action: Stop, Err: fmt.Errorf("dead letter of %s: %w", s.e.Id, err)}
 	}

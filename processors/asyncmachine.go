@@ -105,12 +105,18 @@ const (
 	headInherited                  // asked by another process: its outcome may come
 )
 
-// asyncTyped are the typed parts of a step. call runs outside of the task.
+// asyncTyped are the typed parts of a step. call runs outside of the task, what
+// takes an outcome in the transaction that processes it.
 type asyncTyped struct {
-	resolve  func(*millracev1.Event) ([]byte, error) // nil if there is nothing to resolve
+	resolve  func(*millracev1.Entry) ([]byte, error) // nil if there is nothing to resolve
 	call     func(context.Context, *request) *millracev1.Outcome
-	answer   func(*millracev1.Event, *millracev1.Answer) error
-	fallback func(*millracev1.Event, string) error
+	answer   func(*millracev1.Entry, *millracev1.Outcome) error
+	fallback func(*millracev1.Entry, *millracev1.Outcome) error
+	// failed sees every outcome that is neither an answer nor a release before what
+	// becomes of it; nil if the step has nothing to note.
+	failed func(*millracev1.Entry, *millracev1.Outcome) error
+	// details returns headers for the entry's dead letter; nil if there are none.
+	details func(*millracev1.Entry, *millracev1.Outcome) []Header
 }
 
 func newAsync(t AsyncTask, cfg AsyncConfig, typed asyncTyped) *Async {
@@ -464,7 +470,7 @@ func (a *Async) resolve(e *millracev1.Entry) {
 			e.Unresolved = truncate(Panicked(ClassAsync, a.cfg.Step, p).Error())
 		}
 	}()
-	resolved, err := a.typed.resolve(e.Event)
+	resolved, err := a.typed.resolve(e)
 	if err != nil {
 		e.Unresolved = truncate(err.Error())
 		return
@@ -475,7 +481,7 @@ func (a *Async) resolve(e *millracev1.Entry) {
 func (a *Async) dispatch(e *millracev1.Entry, abandoned bool) {
 	q := &request{
 		id: e.Id, round: e.Round, ask: e.Ask.Number, owner: a.task.Owner(),
-		event: e.Event, resolved: e.Resolved, unresolved: e.Unresolved,
+		event: e.Event, resolved: e.Resolved, unresolved: e.Unresolved, progress: e.Progress,
 	}
 	maxWait := a.cfg.MaxWait
 	a.task.Dispatch(Call{

@@ -108,6 +108,8 @@ func encodeOutcome(o *millracev1.Outcome) Raw {
 	switch k := o.Kind.(type) {
 	case *millracev1.Outcome_Released:
 		kind = "released"
+	case *millracev1.Outcome_Again:
+		kind = "again"
 	case *millracev1.Outcome_Failure:
 		kind = reasonName(k.Failure.GetReason())
 	}
@@ -121,8 +123,9 @@ func encodeOutcome(o *millracev1.Outcome) Raw {
 	}
 }
 
-// OutcomeKind tells what a loop record says: answer, released, error, deadline,
-// max-wait, too-large, skip, or empty for a record that is none.
+// OutcomeKind tells what a loop record says: answer, again, released, error,
+// deadline, max-wait, too-large, breaker-open, skip, or empty for a record that is
+// none.
 func OutcomeKind(r *Raw) string {
 	for _, h := range r.Headers {
 		if h.Key == outcomeHeader {
@@ -152,7 +155,7 @@ func truncate(s string) string {
 
 // deadLetter returns the dead letter of an entry: the raw source record with its
 // headers, followed by millrace.* headers.
-func deadLetter(e *millracev1.Entry, step string, class Class, attempts int32, message string, now time.Time) Raw {
+func deadLetter(e *millracev1.Entry, step string, class Class, attempts int32, message string, now time.Time, details ...Header) Raw {
 	src := e.Source
 	rec := src.Record
 	if rec == nil {
@@ -160,6 +163,7 @@ func deadLetter(e *millracev1.Entry, step string, class Class, attempts int32, m
 	}
 	raw := Raw{Topic: src.Topic, Partition: src.Partition, Offset: src.Offset, Timestamp: rec.Timestamp, Headers: fromProtoHeaders(rec.Headers)}
 	headers := append(DeadLetterHeaders(&raw, step, class, message), Header{Key: "millrace.attempts", Value: []byte(strconv.Itoa(int(attempts)))})
+	headers = append(headers, details...)
 	// The broker refuses timestamps of the future: the original is in the header.
 	return Raw{Key: rec.Key, Value: rec.Value, Timestamp: min(max(rec.Timestamp, 0), now.UnixMilli()), Headers: headers}
 }

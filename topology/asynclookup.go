@@ -172,14 +172,7 @@ func (l *Lookup[K, V, R]) Fallbacks() *KStream[K, V] { return l.fallbacks }
 // stateful or asynchronous step before it, or a changed key where the order is
 // not [processors.OrderNone], costs the topic <app>.<name>-repartition.
 func AsyncLookup[K, V, R any](s *KStream[K, V], name string, fn func(ctx context.Context, rec processors.Record[K, V]) (R, error), result serde.Serde[R], opts ...LookupOption) *Lookup[K, V, R] {
-	o := lookupOptions{AsyncConfig: processors.AsyncConfig{
-		Step: name, DeadLetters: s.b.app + "." + name + ".dlq", Slots: 64,
-		MaxEntries: 50_000, MaxBytes: 256 << 20, HandoverWait: 5 * time.Second,
-		Attempts: processors.AttemptPolicy{
-			Timeout: 30 * time.Second, Deadline: 2 * time.Minute,
-			Attempts: 4, Backoff: 200 * time.Millisecond, MaxBackoff: 10 * time.Second,
-		},
-	}}
+	o := lookupDefaults(s.b, name)
 	for _, opt := range opts {
 		opt.lookup(&o)
 	}
@@ -217,15 +210,32 @@ func AsyncLookup[K, V, R any](s *KStream[K, V], name string, fn func(ctx context
 		if err != nil {
 			return nil, err
 		}
-		return &operator{
-			inputs: []any{processors.Guard(name, in)}, async: async,
-			loop: async.Loop, capacity: async.Capacity, pending: async.Pending, reset: async.Reset,
-		}, nil
+		return asyncOperator(async, processors.Guard(name, in)), nil
 	}
 	s.b.addNode(n, in.from)
 	return &Lookup[K, V, R]{
 		results:   &KStream[K, processors.Answer[V, R]]{b: s.b, from: port{n: n}, key: in.key, changed: in.changed},
 		fallbacks: &KStream[K, V]{b: s.b, from: port{n: n, out: 1}, key: in.key, value: in.value, changed: in.changed},
+	}
+}
+
+// lookupDefaults are the options of an asynchronous step of that name.
+func lookupDefaults(b *Builder, name string) lookupOptions {
+	return lookupOptions{AsyncConfig: processors.AsyncConfig{
+		Step: name, DeadLetters: b.app + "." + name + ".dlq", Slots: 64,
+		MaxEntries: 50_000, MaxBytes: 256 << 20, HandoverWait: 5 * time.Second,
+		Attempts: processors.AttemptPolicy{
+			Timeout: 30 * time.Second, Deadline: 2 * time.Minute,
+			Attempts: 4, Backoff: 200 * time.Millisecond, MaxBackoff: 10 * time.Second,
+		},
+	}}
+}
+
+// asyncOperator is the running operator of an asynchronous step.
+func asyncOperator[K, V any](async *processors.Async, in processors.Forward[K, V]) *operator {
+	return &operator{
+		inputs: []any{in}, async: async,
+		loop: async.Loop, capacity: async.Capacity, pending: async.Pending, reset: async.Reset,
 	}
 }
 

@@ -46,6 +46,9 @@ func (b *Builder) compile(p *piece, name string) *SubTopology {
 		s.LoopTopic = s.GokaGroup + "-loop"
 	}
 	sinks := map[string]*InternalTopic{s.DeadLetterTopic: {Kind: TopicDeadLetter}}
+	if p.async != nil && p.async.raw != "" {
+		sinks[p.async.raw] = &InternalTopic{Kind: TopicDeadLetter}
+	}
 	stores := map[string]bool{}
 	for _, i := range p.instances {
 		n := i.n
@@ -233,7 +236,7 @@ func (b *Builder) checkNodes() []error {
 		}
 		if n.kind == kindAsync && n.outs > 1 && n.run != nil && n.fallback != used[1] {
 			if n.fallback {
-				errs = append(errs, fmt.Errorf("%s: nothing uses its fallbacks, which OnFailure asks for; end them with To, or leave OnFailure out", what))
+				errs = append(errs, fmt.Errorf("%s: nothing uses its fallbacks, which OnFailure (or OnOpenBreaker) asks for; end them with To, or leave OnFailure out", what))
 			} else {
 				errs = append(errs, fmt.Errorf("%s: its fallbacks never hold an event; pass OnFailure(FallbackEvent), or remove what uses them", what))
 			}
@@ -349,6 +352,9 @@ func (t *Topology) checkInternal(b *Builder) []error {
 			}
 		}
 		add(s.DeadLetterTopic, "the dead letters "+s.DeadLetterTopic)
+		if a := s.piece.async; a != nil {
+			add(a.raw, fmt.Sprintf("the refused answers of %q", s.Name))
+		}
 	}
 	for _, n := range b.nodes {
 		if n.kind != kindSource && n.kind != kindSink {

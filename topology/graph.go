@@ -43,6 +43,8 @@ type node struct {
 	labels []string      // names of the output slots, for Describe
 	// fallback says that the second output of an asynchronous step is used.
 	fallback bool
+	// raw is the topic of an asynchronous step that takes refused answers, if any.
+	raw string
 
 	// start returns the running operator's inputs, one boxed processors.Forward
 	// per input slot. out holds, per output slot, the boxed processors.Forward of

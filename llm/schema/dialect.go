@@ -36,6 +36,18 @@ func Dialects() []Dialect {
 	return []Dialect{Portable, OpenAI, Azure, Anthropic, Gemini, VLLM, LlamaCpp}
 }
 
+// DialectOf returns the dialect of a provider by its name in IDs: its own if it is one
+// of those here, else [Portable]. Ollama is [LlamaCpp].
+func DialectOf(provider string) Dialect {
+	if provider == "ollama" {
+		return LlamaCpp
+	}
+	if d := Dialect(provider); slices.Contains(Dialects(), d) {
+		return d
+	}
+	return Portable
+}
+
 // features is what a dialect understands.
 type features struct {
 	// keywords that the grammar enforces, as type.keyword.

@@ -39,6 +39,8 @@ const (
 	Failure_REASON_TOO_LARGE Failure_Reason = 4
 	// The function asked to drop the event.
 	Failure_REASON_SKIP Failure_Reason = 5
+	// A circuit breaker was open, and the step does not wait.
+	Failure_REASON_BREAKER_OPEN Failure_Reason = 6
 )
 
 // Enum value maps for Failure_Reason.
@@ -50,14 +52,16 @@ var (
 		3: "REASON_MAX_WAIT",
 		4: "REASON_TOO_LARGE",
 		5: "REASON_SKIP",
+		6: "REASON_BREAKER_OPEN",
 	}
 	Failure_Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED": 0,
-		"REASON_ERROR":       1,
-		"REASON_DEADLINE":    2,
-		"REASON_MAX_WAIT":    3,
-		"REASON_TOO_LARGE":   4,
-		"REASON_SKIP":        5,
+		"REASON_UNSPECIFIED":  0,
+		"REASON_ERROR":        1,
+		"REASON_DEADLINE":     2,
+		"REASON_MAX_WAIT":     3,
+		"REASON_TOO_LARGE":    4,
+		"REASON_SKIP":         5,
+		"REASON_BREAKER_OPEN": 6,
 	}
 )
 
@@ -300,7 +304,9 @@ type Entry struct {
 	// Who was asked last; absent if nobody was.
 	Ask *Ask `protobuf:"bytes,7,opt,name=ask,proto3" json:"ask,omitempty"`
 	// The outcome, while the output waits for earlier events of the partition.
-	Outcome       *Outcome `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Outcome *Outcome `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// What the rounds before the present one came to, in the form of the step.
+	Progress      []byte `protobuf:"bytes,9,opt,name=progress,proto3,oneof" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -391,6 +397,13 @@ func (x *Entry) GetOutcome() *Outcome {
 	return nil
 }
 
+func (x *Entry) GetProgress() []byte {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 // Ask says who is to answer the present round of an entry.
 type Ask struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -470,7 +483,10 @@ type Outcome struct {
 	//	*Outcome_Answer
 	//	*Outcome_Failure
 	//	*Outcome_Released
-	Kind          isOutcome_Kind `protobuf_oneof:"kind"`
+	//	*Outcome_Again
+	Kind isOutcome_Kind `protobuf_oneof:"kind"`
+	// What the rounds so far came to, this one included, in the form of the step.
+	Progress      []byte `protobuf:"bytes,9,opt,name=progress,proto3,oneof" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -567,6 +583,22 @@ func (x *Outcome) GetReleased() *Released {
 	return nil
 }
 
+func (x *Outcome) GetAgain() *Again {
+	if x != nil {
+		if x, ok := x.Kind.(*Outcome_Again); ok {
+			return x.Again
+		}
+	}
+	return nil
+}
+
+func (x *Outcome) GetProgress() []byte {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 type isOutcome_Kind interface {
 	isOutcome_Kind()
 }
@@ -583,11 +615,17 @@ type Outcome_Released struct {
 	Released *Released `protobuf:"bytes,7,opt,name=released,proto3,oneof"`
 }
 
+type Outcome_Again struct {
+	Again *Again `protobuf:"bytes,8,opt,name=again,proto3,oneof"`
+}
+
 func (*Outcome_Answer) isOutcome_Kind() {}
 
 func (*Outcome_Failure) isOutcome_Kind() {}
 
 func (*Outcome_Released) isOutcome_Kind() {}
+
+func (*Outcome_Again) isOutcome_Kind() {}
 
 // Answer is the result of the call.
 type Answer struct {
@@ -734,6 +772,44 @@ func (*Released) Descriptor() ([]byte, []int) {
 	return file_millrace_v1_entry_proto_rawDescGZIP(), []int{8}
 }
 
+// Again says that the answer does not do: the entry goes into its next round,
+// with the progress of the outcome.
+type Again struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Again) Reset() {
+	*x = Again{}
+	mi := &file_millrace_v1_entry_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Again) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Again) ProtoMessage() {}
+
+func (x *Again) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_entry_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Again.ProtoReflect.Descriptor instead.
+func (*Again) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_entry_proto_rawDescGZIP(), []int{9}
+}
+
 var File_millrace_v1_entry_proto protoreflect.FileDescriptor
 
 const file_millrace_v1_entry_proto_rawDesc = "" +
@@ -754,7 +830,7 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12*\n" +
-	"\x06record\x18\x04 \x01(\v2\x12.millrace.v1.EventR\x06record\"\xa6\x02\n" +
+	"\x06record\x18\x04 \x01(\v2\x12.millrace.v1.EventR\x06record\"\xd4\x02\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12(\n" +
 	"\x05event\x18\x02 \x01(\v2\x12.millrace.v1.EventR\x05event\x12+\n" +
@@ -765,12 +841,14 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"unresolved\x12\x14\n" +
 	"\x05round\x18\x06 \x01(\x05R\x05round\x12\"\n" +
 	"\x03ask\x18\a \x01(\v2\x10.millrace.v1.AskR\x03ask\x12.\n" +
-	"\aoutcome\x18\b \x01(\v2\x14.millrace.v1.OutcomeR\aoutcomeB\v\n" +
-	"\t_resolved\"[\n" +
+	"\aoutcome\x18\b \x01(\v2\x14.millrace.v1.OutcomeR\aoutcome\x12\x1f\n" +
+	"\bprogress\x18\t \x01(\fH\x01R\bprogress\x88\x01\x01B\v\n" +
+	"\t_resolvedB\v\n" +
+	"\t_progress\"[\n" +
 	"\x03Ask\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x05R\x06number\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12 \n" +
-	"\vincarnation\x18\x03 \x01(\tR\vincarnation\"\xfb\x01\n" +
+	"\vincarnation\x18\x03 \x01(\tR\vincarnation\"\xd5\x02\n" +
 	"\aOutcome\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05round\x18\x02 \x01(\x05R\x05round\x12\x10\n" +
@@ -778,24 +856,29 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\battempts\x18\x04 \x01(\x05R\battempts\x12-\n" +
 	"\x06answer\x18\x05 \x01(\v2\x13.millrace.v1.AnswerH\x00R\x06answer\x120\n" +
 	"\afailure\x18\x06 \x01(\v2\x14.millrace.v1.FailureH\x00R\afailure\x123\n" +
-	"\breleased\x18\a \x01(\v2\x15.millrace.v1.ReleasedH\x00R\breleasedB\x06\n" +
-	"\x04kind\"-\n" +
+	"\breleased\x18\a \x01(\v2\x15.millrace.v1.ReleasedH\x00R\breleased\x12*\n" +
+	"\x05again\x18\b \x01(\v2\x12.millrace.v1.AgainH\x00R\x05again\x12\x1f\n" +
+	"\bprogress\x18\t \x01(\fH\x01R\bprogress\x88\x01\x01B\x06\n" +
+	"\x04kindB\v\n" +
+	"\t_progress\"-\n" +
 	"\x06Answer\x12\x19\n" +
 	"\x05value\x18\x01 \x01(\fH\x00R\x05value\x88\x01\x01B\b\n" +
-	"\x06_value\"\xf4\x01\n" +
+	"\x06_value\"\x8d\x02\n" +
 	"\aFailure\x123\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1b.millrace.v1.Failure.ReasonR\x06reason\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x83\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x9c\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_ERROR\x10\x01\x12\x13\n" +
 	"\x0fREASON_DEADLINE\x10\x02\x12\x13\n" +
 	"\x0fREASON_MAX_WAIT\x10\x03\x12\x14\n" +
 	"\x10REASON_TOO_LARGE\x10\x04\x12\x0f\n" +
-	"\vREASON_SKIP\x10\x05\"\n" +
+	"\vREASON_SKIP\x10\x05\x12\x17\n" +
+	"\x13REASON_BREAKER_OPEN\x10\x06\"\n" +
 	"\n" +
-	"\bReleasedB;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
+	"\bReleased\"\a\n" +
+	"\x05AgainB;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
 
 var (
 	file_millrace_v1_entry_proto_rawDescOnce sync.Once
@@ -810,7 +893,7 @@ func file_millrace_v1_entry_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_v1_entry_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_millrace_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_millrace_v1_entry_proto_goTypes = []any{
 	(Failure_Reason)(0), // 0: millrace.v1.Failure.Reason
 	(*Header)(nil),      // 1: millrace.v1.Header
@@ -822,6 +905,7 @@ var file_millrace_v1_entry_proto_goTypes = []any{
 	(*Answer)(nil),      // 7: millrace.v1.Answer
 	(*Failure)(nil),     // 8: millrace.v1.Failure
 	(*Released)(nil),    // 9: millrace.v1.Released
+	(*Again)(nil),       // 10: millrace.v1.Again
 }
 var file_millrace_v1_entry_proto_depIdxs = []int32{
 	1,  // 0: millrace.v1.Event.headers:type_name -> millrace.v1.Header
@@ -833,12 +917,13 @@ var file_millrace_v1_entry_proto_depIdxs = []int32{
 	7,  // 6: millrace.v1.Outcome.answer:type_name -> millrace.v1.Answer
 	8,  // 7: millrace.v1.Outcome.failure:type_name -> millrace.v1.Failure
 	9,  // 8: millrace.v1.Outcome.released:type_name -> millrace.v1.Released
-	0,  // 9: millrace.v1.Failure.reason:type_name -> millrace.v1.Failure.Reason
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	10, // 9: millrace.v1.Outcome.again:type_name -> millrace.v1.Again
+	0,  // 10: millrace.v1.Failure.reason:type_name -> millrace.v1.Failure.Reason
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_millrace_v1_entry_proto_init() }
@@ -853,6 +938,7 @@ func file_millrace_v1_entry_proto_init() {
 		(*Outcome_Answer)(nil),
 		(*Outcome_Failure)(nil),
 		(*Outcome_Released)(nil),
+		(*Outcome_Again)(nil),
 	}
 	file_millrace_v1_entry_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
@@ -861,7 +947,7 @@ func file_millrace_v1_entry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_v1_entry_proto_rawDesc), len(file_millrace_v1_entry_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

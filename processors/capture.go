@@ -1,0 +1,49 @@
+package processors
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
+)
+
+// Capture says how much of an answer that was refused is kept, in dead letters and
+// in the topic of refused answers.
+type Capture uint8
+
+const (
+	// CaptureFull keeps it, up to 64 KiB; of a longer one also its length and hash.
+	CaptureFull Capture = iota
+	// CaptureShort keeps the first 256 bytes, the length and the hash.
+	CaptureShort
+	// CaptureHash keeps the length and the hash only.
+	CaptureHash
+	// CaptureOff keeps nothing, and has no topic of refused answers.
+	CaptureOff
+)
+
+const shortAnswer = 256
+
+// of returns what is kept of the last answer in p.
+func (c Capture) of(p *millracev1.Enrichment) []byte {
+	switch {
+	case c == CaptureOff:
+		return []byte{}
+	case c == CaptureFull && p.AnswerSha256 == nil, c == CaptureShort && p.AnswerBytes <= shortAnswer:
+		return p.Answer
+	}
+	sum := p.AnswerSha256
+	if sum == nil {
+		all := sha256.Sum256(p.Answer)
+		sum = all[:]
+	}
+	kept := p.Answer
+	switch c {
+	case CaptureShort:
+		kept = kept[:min(len(kept), shortAnswer)]
+	case CaptureHash:
+		kept = nil
+	}
+	return fmt.Appendf(append([]byte{}, kept...), "... (%d bytes, SHA-256 %s)", p.AnswerBytes, hex.EncodeToString(sum))
+}

@@ -1,0 +1,266 @@
+package processors
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/llm"
+	"github.com/millrace/millrace/llm/answer"
+	"github.com/millrace/millrace/llm/prompt"
+	"github.com/millrace/millrace/llm/schema"
+	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
+	"github.com/millrace/millrace/serde"
+)
+
+// An OpenPolicy says what becomes of an event while no model of its chain may be
+// asked, since their circuit breakers are open.
+type OpenPolicy uint8
+
+const (
+	// OpenWait keeps the event until a model may be asked.
+	OpenWait OpenPolicy = iota
+	// OpenFallback forwards the event to the fallbacks at once.
+	OpenFallback
+	// OpenDeadLetter writes the event to the dead letters at once.
+	OpenDeadLetter
+)
+
+// An EnrichStep is the typed description of an asynchronous step that asks models
+// for a message about every event. Of the fields of AsyncConfig, Attempts counts for
+// its Deadline only: the caller has the attempts.
+type EnrichStep[K, In any, Out proto.Message] struct {
+	AsyncConfig
+	Key    serde.Serde[K]
+	Value  serde.Serde[In]
+	Result serde.Serde[Out]
+
+	// Caller asks the models. Schemas has one for each of them.
+	Caller  *llm.Caller
+	Schemas map[llm.ID]*schema.Schema
+	Prompt  *prompt.Prompt
+	// Tables returns rows that belong to the event, for the prompt; may be nil.
+	Tables func(Task, Record[K, In]) (map[string]any, error)
+	// Check is what else an answer has to be; may be nil. It runs outside of the task.
+	Check func(In, Out) error
+	// MaxTokens and Temperature are those of every request.
+	MaxTokens   int
+	Temperature *float64
+	// MaxReasks bounds how often a model is asked again after an answer was refused.
+	MaxReasks int
+	OnOpen    OpenPolicy
+	// Conversation keeps the turns of a key; nil keeps none.
+	Conversation *ConversationConfig
+	// RawTopic takes refused answers, as Capture says; empty keeps none.
+	RawTopic string
+	Capture  Capture
+}
+
+// running is a step in a task.
+type enrichRun[K, In any, Out proto.Message] struct {
+	*EnrichStep[K, In, Out]
+	task  AsyncTask
+	async AsyncStep[K, In, Out]
+	talk  *conversations
+}
+
+// Start starts the step in a task, which must be an [AsyncTask].
+func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out]], fallbacks Forward[K, In]) (*Async, Forward[K, In], error) {
+	at, ok := t.(AsyncTask)
+	if !ok {
+		return nil, nil, fmt.Errorf("step %q: a %T does not run asynchronous steps", s.Step, t)
+	}
+	run := &enrichRun[K, In, Out]{
+		EnrichStep: s, task: at,
+		async: AsyncStep[K, In, Out]{AsyncConfig: s.AsyncConfig, Key: s.Key, Value: s.Value, Result: s.Result},
+	}
+	if c := s.Conversation; c != nil {
+		store := t.Store(c.Store)
+		if store == nil {
+			return nil, nil, fmt.Errorf("step %q: store %q: not in this task", s.Step, c.Store)
+		}
+		run.talk = newConversations(store, *c)
+	}
+	a := newAsync(at, s.AsyncConfig, asyncTyped{
+		resolve: run.resolve,
+		call:    run.call,
+		answer: func(e *millracev1.Entry, o *millracev1.Outcome) error { return run.answered(e, o, results) },
+		fallback: func(e *millracev1.Entry, o *millracev1.Outcome) error {
+			rec, err := run.decode(e)
+			if err != nil {
+				return err
+			}
+			reason := Header{Key: FallbackHeader, Value: []byte(reasonName(o.GetFailure().GetReason()))}
+			rec.Headers = append(withHeaders(rec.Headers, enrichHeaders(progressOf(e, o), "fallback")), reason)
+			return fallbacks(rec)
+		},
+		failed:  run.note,
+		details: run.details,
+	})
+	return a, run.async.input(a), nil
+}
+
+func (s *enrichRun[K, In, Out]) decode(e *millracev1.Entry) (Record[K, In], error) {
+	rec, err := s.async.decode(e.Event)
+	return rec, Fail(ClassDecode, s.Step, err)
+}
+
+// resolve fixes what the models are asked for an event.
+func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
+	rec, err := s.decode(e)
+	if err != nil {
+		return nil, err
+	}
+	if rec.NoValue {
+		return nil, errors.New("the event has no value to ask about; filter tombstones out before the step")
+	}
+	data := prompt.Data{Event: rec.Value}
+	if !rec.NoKey {
+		data.Key = rec.Key
+	}
+	if s.Tables != nil {
+		if data.Tables, err = s.Tables(s.task, rec); err != nil {
+			return nil, fmt.Errorf("rows for the prompt: %w", err)
+		}
+	}
+	q := &millracev1.Question{Prompt: s.Prompt.Name(), PromptVersion: s.Prompt.Version()}
+	q.Messages = append(q.Messages, &millracev1.Message{Role: millracev1.Role_ROLE_SYSTEM, Text: s.Prompt.System()})
+	if s.talk != nil && e.Event.Key != nil {
+		c, err := s.talk.load(e.Event.Key, rec.Timestamp)
+		if err != nil {
+			return nil, err
+		}
+		data.Context = c
+		for _, t := range c.Turns {
+			q.Messages = append(q.Messages, &millracev1.Message{Role: t.Role, Text: t.Text})
+		}
+	}
+	text, err := s.Prompt.User(data)
+	if err != nil {
+		return nil, err
+	}
+	q.Messages = append(q.Messages, &millracev1.Message{Role: millracev1.Role_ROLE_USER, Text: text})
+	return proto.Marshal(q)
+}
+
+// answered emits an accepted answer, and adds it to the conversation.
+func (s *enrichRun[K, In, Out]) answered(e *millracev1.Entry, o *millracev1.Outcome, results Forward[K, Answer[In, Out]]) error {
+	rec, err := s.decode(e)
+	if err != nil {
+		return err
+	}
+	out, err := s.Result.Decode(o.GetAnswer().GetValue())
+	if err != nil {
+		return Fail(ClassDecode, s.Step, fmt.Errorf("answer of %d bytes as %s: %w", len(o.GetAnswer().GetValue()), s.Result.Name(), err))
+	}
+	p := progressOf(e, o)
+	if s.talk != nil && e.Event.Key != nil {
+		if err := s.talk.add(e, p); err != nil {
+			return &Error{Class: ClassState, Step: s.Step, Err: err}
+		}
+	}
+	status := "ok"
+	if p.Refused > 0 {
+		status = "reasked"
+	}
+	rec.Headers = withHeaders(rec.Headers, enrichHeaders(p, status))
+	return results(WithValue(rec, Answer[In, Out]{Event: rec.Value, Result: out}, false))
+}
+
+// note writes a refused answer to the raw topic.
+func (s *enrichRun[K, In, Out]) note(e *millracev1.Entry, o *millracev1.Outcome) error {
+	if s.RawTopic == "" || o.Progress == nil {
+		return nil
+	}
+	p := decodeProgress(o.Progress)
+	if len(p.Violations) == 0 {
+		return nil
+	}
+	src := e.Source
+	headers := append(enrichHeaders(p, "refused"),
+		Header{EntryHeader, []byte(e.Id)}, Header{RoundHeader, fmt.Append(nil, e.Round)}, Header{ViolationsHeader, violationsJSON(p)},
+		Header{"millrace.topic", []byte(src.Topic)}, Header{"millrace.partition", fmt.Append(nil, src.Partition)}, Header{"millrace.offset", fmt.Append(nil, src.Offset)})
+	raw := Raw{Key: e.Event.Key, Value: s.Capture.of(p), Timestamp: s.task.Now().UnixMilli(), Headers: headers}
+	return Fail(ClassProduce, s.Step, s.task.Produce(s.RawTopic, -1, raw))
+}
+
+// details are the headers of a dead letter.
+func (s *enrichRun[K, In, Out]) details(e *millracev1.Entry, o *millracev1.Outcome) []Header {
+	p := progressOf(e, o)
+	headers := slices.DeleteFunc(enrichHeaders(p, "dead-letter"), func(h Header) bool { return h.Key == AttemptsHeader }) // it is there
+	if len(p.Answer) > 0 {
+		headers = append(headers, Header{AnswerHeader, s.Capture.of(p)})
+	}
+	if len(p.Violations) > 0 {
+		headers = append(headers, Header{ViolationsHeader, violationsJSON(p)})
+	}
+	return headers
+}
+
+func violationsJSON(p *millracev1.Enrichment) []byte {
+	list := make([]answer.Violation, len(p.Violations))
+	for i, v := range p.Violations {
+		list[i] = answer.Violation{Path: v.Path, Rule: v.Rule, Message: v.Message}
+	}
+	text, err := json.Marshal(list)
+	if err != nil { // a list of strings
+		panic(err)
+	}
+	return text
+}
+
+// progressOf returns what the rounds of an entry came to.
+func progressOf(e *millracev1.Entry, o *millracev1.Outcome) *millracev1.Enrichment {
+	if o.GetProgress() != nil {
+		return decodeProgress(o.Progress)
+	}
+	return decodeProgress(e.Progress)
+}
+
+// decodeProgress reads what this package wrote; garbage says nothing.
+func decodeProgress(data []byte) *millracev1.Enrichment {
+	p := &millracev1.Enrichment{}
+	if proto.Unmarshal(data, p) != nil {
+		return &millracev1.Enrichment{}
+	}
+	return p
+}
+
+func modelID(m *millracev1.ModelID) llm.ID { return llm.ID{Provider: m.GetProvider(), Model: m.GetModel()} }
+
+func protoModelID(id llm.ID) *millracev1.ModelID {
+	return &millracev1.ModelID{Provider: id.Provider, Model: id.Model}
+}
+
+// call makes the calls of a round. It returns nil if ctx ended before there was an
+// outcome.
+func (s *enrichRun[K, In, Out]) call(ctx context.Context, q *request) *millracev1.Outcome {
+	c := &enrichCall[K, In, Out]{enrichRun: s, q: q, p: decodeProgress(q.progress), question: &millracev1.Question{}}
+	if q.unresolved != "" {
+		return q.failure(millracev1.Failure_REASON_ERROR, ClassAsync, q.unresolved)
+	}
+	rec, err := s.async.decode(q.event)
+	if err == nil {
+		err = proto.Unmarshal(q.resolved, c.question)
+	}
+	if err != nil {
+		return q.failure(millracev1.Failure_REASON_ERROR, ClassDecode, err.Error())
+	}
+	c.event = rec.Value
+	return c.run(ctx)
+}
+
+// capture bounds what is kept of an answer, in bytes.
+const maxAnswer = 64 << 10
+
+// timing is what the calls of a round share with their models.
+type timing struct {
+	entry    Entry
+	first    time.Time // when a model was first asked
+	attempts int
+}

@@ -1,0 +1,86 @@
+package processors
+
+import (
+	"slices"
+	"strconv"
+
+	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
+)
+
+// The headers of what a step with model calls writes: its enriched records, its
+// fallbacks, its dead letters and its refused answers. Those of an earlier step on
+// the event are replaced. Numbers are decimal.
+const (
+	// PromptHeader and PromptVersionHeader name the prompt.
+	PromptHeader        = "millrace.prompt"
+	PromptVersionHeader = "millrace.prompt-version"
+	// SchemaHeader is the fingerprint of the JSON schema that was asked for.
+	SchemaHeader = "millrace.schema"
+	// ModelHeader is provider/model of what answered, or was asked last.
+	ModelHeader = "millrace.model"
+	// AttemptsHeader counts the requests that were made, over all rounds.
+	AttemptsHeader = "millrace.attempts"
+	// InputTokensHeader, CachedTokensHeader and OutputTokensHeader sum the tokens of all
+	// attempts.
+	InputTokensHeader  = "millrace.input-tokens"
+	CachedTokensHeader = "millrace.cached-tokens"
+	OutputTokensHeader = "millrace.output-tokens"
+	// CostHeader is what all attempts cost, in millionths of a US dollar. It is left out
+	// if an attempt had no price.
+	CostHeader = "millrace.cost-micros"
+	// StatusHeader is ok, reasked (an answer that was refused was repaired), fallback or
+	// dead-letter; of a refused answer, refused.
+	StatusHeader = "millrace.status"
+	// AnswerHeader is the last answer that a model gave, of a dead letter.
+	AnswerHeader = "millrace.answer"
+	// ViolationsHeader is what was wrong with the answer: a JSON list.
+	ViolationsHeader = "millrace.violations"
+	// EntryHeader is the id of the event's entry, of a refused answer.
+	EntryHeader = "millrace.entry"
+	// RoundHeader is the number of the request within the entry, from 0, of a refused
+	// answer.
+	RoundHeader = "millrace.round"
+)
+
+// enrichHeaders returns what p says, as headers.
+func enrichHeaders(p *millracev1.Enrichment, status string) []Header {
+	number := func(n int64) string { return strconv.FormatInt(n, 10) }
+	list := [][2]string{{StatusHeader, status}, {AttemptsHeader, number(int64(p.GetAttempts()))}}
+	add := func(key, value string) { list = append(list, [2]string{key, value}) }
+	if p.GetPrompt() != "" {
+		add(PromptHeader, p.Prompt)
+		add(PromptVersionHeader, p.PromptVersion)
+	}
+	if p.GetModel() != nil {
+		add(ModelHeader, modelID(p.Model).String())
+		add(SchemaHeader, p.Schema)
+		add(InputTokensHeader, number(p.InputTokens))
+		add(CachedTokensHeader, number(p.CachedTokens))
+		add(OutputTokensHeader, number(p.OutputTokens))
+	}
+	if p.GetCostKnown() {
+		add(CostHeader, number(p.CostMicros))
+	}
+	headers := make([]Header, len(list))
+	for i, h := range list {
+		headers[i] = Header{Key: h[0], Value: []byte(h[1])}
+	}
+	return headers
+}
+
+// enrichKeys are the keys of headers that an earlier step may have set.
+var enrichKeys = []string{
+	PromptHeader, PromptVersionHeader, SchemaHeader, ModelHeader, AttemptsHeader, InputTokensHeader, CachedTokensHeader,
+	OutputTokensHeader, CostHeader, StatusHeader, AnswerHeader, ViolationsHeader, FallbackHeader,
+}
+
+// withHeaders returns headers without what an earlier step set, and with more.
+func withHeaders(headers, more []Header) []Header {
+	out := make([]Header, 0, len(headers)+len(more))
+	for _, h := range headers {
+		if !slices.Contains(enrichKeys, h.Key) {
+			out = append(out, h)
+		}
+	}
+	return append(out, more...)
+}

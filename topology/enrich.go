@@ -1,0 +1,280 @@
+package topology
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/llm"
+	"github.com/millrace/millrace/llm/prompt"
+	"github.com/millrace/millrace/llm/schema"
+	"github.com/millrace/millrace/processors"
+	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
+	"github.com/millrace/millrace/serde"
+	"github.com/millrace/millrace/state"
+)
+
+// An Enrichment says how [Enrich] makes an Out of every event. Model and Prompt are
+// required.
+type Enrichment[K, In any, Out proto.Message] struct {
+	// Model is asked first. Its own retries have to be off: the step has the only loop.
+	Model llm.Model
+	// Fallbacks are asked after it, in order, each for the classes of failure that its
+	// link names; see [llm.Link]. One that names [llm.Violation] is asked when the models
+	// before it used up their MaxReasks.
+	Fallbacks []llm.Link
+	// Dialects overrides which JSON schema a model gets: by default that of its provider,
+	// [schema.DialectOf].
+	Dialects map[llm.ID]schema.Dialect
+	// Prompt makes the request of an event. Its version is part of every record.
+	Prompt *prompt.Prompt
+	// Check is what else an answer has to be, besides the protovalidate rules of Out; nil
+	// checks nothing. It runs outside of the task and must be safe for concurrent use.
+	// What its error says is sent to the model, which is asked again.
+	Check func(In, Out) error
+	// MaxTokens bounds an answer; 0 leaves it to the provider. Temperature is the
+	// provider's if nil.
+	MaxTokens   int
+	Temperature *float64
+	// MaxReasks bounds how often a model is asked again after an answer that does not
+	// follow the contract. Default 2; a negative number asks never again.
+	MaxReasks int
+	// Actions replaces the default actions of some classes of failure.
+	Actions map[llm.Class]llm.Action
+	// OnOpenBreaker says what becomes of an event while the breakers of all models that
+	// it could reach are open. Default: [processors.OpenWait].
+	OnOpenBreaker processors.OpenPolicy
+	// Conversation, if not nil, shows the models what was said about the key before.
+	Conversation *Conversation
+	// Breakers and Limiter are to be shared by the steps of an instance. Nil means
+	// breakers of the step's own, and no limit.
+	Breakers *llm.Breakers
+	Limiter  llm.Limiter
+	// Prices makes costs known; nil leaves them out.
+	Prices *llm.PriceTable
+	// Capture says how much of a refused answer is kept, in dead letters and in the topic
+	// <app>.<step>.raw. Default: all of it.
+	Capture processors.Capture
+	// OnAttempt is told of each attempt, as [llm.CallerConfig] says.
+	OnAttempt func(context.Context, llm.Attempt)
+}
+
+// A Conversation keeps, per key, the events of a session and the accepted answers to
+// them, and shows them to the models before the next event. It needs the order
+// [processors.OrderKey]. Events without a key have none.
+//
+// A turn is added in the transaction that emits the answer. What an event says stays
+// in the conversation of its key: MaxTurns, MaxTokens and SessionGap bound for how
+// long.
+type Conversation struct {
+	// Store names the key-value store. Default: <step>-conversations.
+	Store string
+	// MaxTurns and MaxTokens bound what is kept: the oldest events go first, with their
+	// answers. Defaults: 20 and 4,000.
+	MaxTurns  int
+	MaxTokens int64
+	// SessionGap ends the session when the next event is later by more. Default: 24 h.
+	SessionGap time.Duration
+}
+
+// An Enriched is the outcome of [Enrich].
+type Enriched[K, In any, Out proto.Message] struct {
+	answers   *KStream[K, processors.Answer[In, Out]]
+	fallbacks *KStream[K, In]
+	talk      *Store[K, *millracev1.Conversation]
+}
+
+// Enriched is the stream of valid answers: key, timestamp and headers are those of the
+// event, with the headers of package processors (prompt, model, tokens, cost, status).
+func (e *Enriched[K, In, Out]) Enriched() *KStream[K, Out] {
+	return MapValues(e.answers, func(a processors.Answer[In, Out]) Out { return a.Result }).WithValueSerde(serde.Proto[Out]())
+}
+
+// Answers is Enriched with the event beside its answer.
+func (e *Enriched[K, In, Out]) Answers() *KStream[K, processors.Answer[In, Out]] { return e.answers }
+
+// Fallbacks is the stream of the events that ended without an answer, unchanged but
+// for headers, of which [processors.FallbackHeader] says why. It needs [OnFailure] of
+// [FallbackEvent] or OnOpenBreaker of [processors.OpenFallback].
+func (e *Enriched[K, In, Out]) Fallbacks() *KStream[K, In] { return e.fallbacks }
+
+// Conversations is the store of conversations, for [state.View]; nil if there is none.
+func (e *Enriched[K, In, Out]) Conversations() *Store[K, *millracev1.Conversation] { return e.talk }
+
+// Enrich asks a model for a message about every event, exactly once and without the
+// pipeline ever waiting for it. Out is a generated Protobuf message, such as
+// *supportv1.Triage: its descriptor and protovalidate rules make the JSON schema that
+// the model is asked for, and what it answers is held to them.
+//
+// The step is an asynchronous step like [AsyncLookup], with its group, topics, order,
+// capacity and options. Of an event that becomes the head of its lane, the request is
+// fixed and stored; it is sent after that transaction. Every answer comes back through
+// the loop topic, a refused one too: it makes a further round of the entry, in which
+// the model sees its answer and what is wrong with it. So no answer that arrived is
+// ever paid for again.
+//
+// Every event ends once: in Enriched, in Fallbacks, or in the dead letters of the step
+// with the last answer, what was wrong with it and what it cost. Every refused answer
+// is also written to <app>.<name>.raw, in the transaction that makes the next round or
+// ends the entry.
+//
+// [Deadline] bounds the time in which models are asked, over all rounds. A call that
+// ends throttled is made again, without limit unless [MaxWait] is set, and waits as long
+// for an open breaker: a provider's limit or outage makes no dead letters. [Retries]
+// counts per model and round.
+func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enrichment[K, In, Out], opts ...LookupOption) *Enriched[K, In, Out] {
+	o := lookupDefaults(s.b, name)
+	for _, opt := range opts {
+		opt.lookup(&o)
+	}
+	what := fmt.Sprintf("enrichment %q", name)
+	for _, err := range o.errs {
+		s.b.fail("%s: %v", what, err)
+	}
+	in := asyncInput(s, name, o.Order != processors.OrderNone)
+	o.OpenFallback = e.OnOpenBreaker == processors.OpenFallback
+	step := &processors.EnrichStep[K, In, Out]{
+		AsyncConfig: o.AsyncConfig, Prompt: e.Prompt, Check: e.Check, MaxTokens: e.MaxTokens, Temperature: e.Temperature,
+		MaxReasks: e.MaxReasks, OnOpen: e.OnOpenBreaker, Capture: e.Capture,
+	}
+	switch {
+	case e.MaxReasks == 0:
+		step.MaxReasks = 2
+	case e.MaxReasks < 0:
+		step.MaxReasks = 0
+	}
+	if needSerdes(in, what) {
+		step.Key, step.Value = in.key, in.value
+	}
+	if err := e.complete(step); err != nil {
+		s.b.fail("%s: %v", what, err)
+	}
+	n := &node{
+		kind: kindAsync, op: "enrich", name: name, detail: "order " + o.Order.String(),
+		outs: 2, labels: []string{"answers", "fallbacks"}, timers: true, fallback: o.Fallback || o.OpenFallback,
+	}
+	if e.Capture != processors.CaptureOff {
+		n.raw = s.b.app + "." + name + ".raw"
+		step.RawTopic = n.raw
+	}
+	if step.Key != nil && step.Result != nil {
+		n.serdes = [2]string{step.Key.Name(), step.Value.Name()}
+		n.detail = join(n.detail, "answers "+step.Result.Name())
+	}
+	if n.fallback {
+		n.detail = join(n.detail, "fallbacks")
+	}
+	res := &Enriched[K, In, Out]{}
+	if e.Conversation != nil {
+		res.talk = converse(s.b, what, n, step, *e.Conversation)
+	}
+	n.run = func(t processors.Task, out [][]any) (*operator, error) {
+		async, in, err := step.Start(t, forwards[K, processors.Answer[In, Out]](out[0]), forwards[K, In](out[1]))
+		if err != nil {
+			return nil, err
+		}
+		return asyncOperator(async, processors.Guard(name, in)), nil
+	}
+	s.b.addNode(n, in.from)
+	res.answers = &KStream[K, processors.Answer[In, Out]]{b: s.b, from: port{n: n}, key: in.key, changed: in.changed}
+	res.fallbacks = &KStream[K, In]{b: s.b, from: port{n: n, out: 1}, key: in.key, value: in.value, changed: in.changed}
+	return res
+}
+
+// complete adds what is made of the models and the message. It reports all that is
+// wrong.
+func (e *Enrichment[K, In, Out]) complete(step *processors.EnrichStep[K, In, Out]) error {
+	var errs []error
+	if t := reflect.TypeFor[Out](); t.Kind() != reflect.Pointer || t.Elem().Kind() != reflect.Struct {
+		return fmt.Errorf("%s is no generated Protobuf message, such as *supportv1.Triage", t)
+	}
+	step.Result = serde.Proto[Out]()
+	if e.Prompt == nil {
+		errs = append(errs, errors.New("it has no Prompt; make one with prompt.New"))
+	} else if err := e.Prompt.Check(prompt.Data{Event: zeroOf[In](), Key: zeroOf[K](), Context: &millracev1.Conversation{}}); err != nil {
+		errs = append(errs, err)
+	}
+	if e.MaxTokens < 0 {
+		errs = append(errs, fmt.Errorf("MaxTokens is %d; it must not be negative", e.MaxTokens))
+	}
+	if e.OnOpenBreaker > processors.OpenDeadLetter || e.Capture > processors.CaptureOff {
+		errs = append(errs, errors.New("OnOpenBreaker or Capture is none of the values of package processors"))
+	}
+	if e.Model == nil {
+		return errors.Join(append(errs, errors.New("it has no Model; make one with openai.New, anthropic.New or gemini.New"))...)
+	}
+	chain := append([]llm.Link{{Model: e.Model}}, e.Fallbacks...)
+	step.Schemas = map[llm.ID]*schema.Schema{}
+	var zero Out
+	for i, l := range chain {
+		if l.Model == nil {
+			continue // the caller says so
+		}
+		id := l.Model.ID()
+		chain[i].Model = processors.Labelled(l.Model)
+		dialect, ok := e.Dialects[id]
+		if !ok {
+			dialect = schema.DialectOf(id.Provider)
+		}
+		sch, err := schema.For(zero.ProtoReflect().Descriptor(), dialect)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("model %s: %w", id, err))
+		}
+		step.Schemas[id] = sch
+	}
+	a := step.Attempts
+	var err error
+	step.Caller, err = llm.NewCaller(llm.CallerConfig{
+		Chain: chain, Breakers: e.Breakers, Limiter: e.Limiter, Prices: e.Prices, OnAttempt: e.OnAttempt,
+		Policy: llm.Policy{
+			Timeout: a.Timeout, Deadline: a.Deadline, Attempts: a.Attempts,
+			Backoff: a.Backoff, MaxBackoff: a.MaxBackoff, Actions: e.Actions,
+		},
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+// zeroOf returns a value of type T for a look at its fields: of a pointer, a new one.
+func zeroOf[T any]() any {
+	if t := reflect.TypeFor[T](); t.Kind() == reflect.Pointer {
+		return reflect.New(t.Elem()).Interface()
+	}
+	var zero T
+	return zero
+}
+
+// converse adds the store of conversations to a step.
+func converse[K, In any, Out proto.Message](b *Builder, what string, n *node, step *processors.EnrichStep[K, In, Out], c Conversation) *Store[K, *millracev1.Conversation] {
+	if step.Order != processors.OrderKey {
+		b.fail("%s: a conversation needs the order of keys, but the order is %s; leave Order or Conversation out", what, step.Order)
+	}
+	if c.MaxTurns < 0 || c.MaxTokens < 0 || c.SessionGap < 0 {
+		b.fail("%s: conversation: MaxTurns %d, MaxTokens %d, SessionGap %s: none may be negative", what, c.MaxTurns, c.MaxTokens, c.SessionGap)
+	}
+	cfg := &processors.ConversationConfig{Store: c.Store, MaxTurns: c.MaxTurns, MaxTokens: c.MaxTokens, SessionGap: c.SessionGap}
+	if cfg.Store == "" {
+		cfg.Store = n.name + "-conversations"
+	}
+	if cfg.MaxTurns == 0 {
+		cfg.MaxTurns = 20
+	}
+	if cfg.MaxTokens == 0 {
+		cfg.MaxTokens = 4_000
+	}
+	if cfg.SessionGap == 0 {
+		cfg.SessionGap = 24 * time.Hour
+	}
+	step.Conversation = cfg
+	value := serde.Proto[*millracev1.Conversation]()
+	if step.Key == nil {
+		return &Store[K, *millracev1.Conversation]{}
+	}
+	spec := state.Spec{Name: cfg.Store, Kind: state.KeyValue, KeySerde: step.Key.Name(), ValueSerde: value.Name()}
+	n.stores = []state.Spec{spec}
+	n.detail = join(n.detail, fmt.Sprintf("conversations of %d turns, %d tokens, gap %s", cfg.MaxTurns, cfg.MaxTokens, cfg.SessionGap))
+	return &Store[K, *millracev1.Conversation]{spec: spec, key: step.Key, value: value}
+}
