@@ -35,8 +35,6 @@ type Checkpoint struct {
 	Inputs map[TopicPartition]int64
 	// Time is the wall clock of the batch, in ms since the epoch.
 	Time int64
-	// Fingerprint is that of the sub-topology that wrote the rows.
-	Fingerprint string
 }
 
 // checkpointVersion is the first byte of an encoded checkpoint.
@@ -53,7 +51,6 @@ func (c *Checkpoint) Clone() *Checkpoint {
 func (c *Checkpoint) MarshalBinary() ([]byte, error) {
 	b := []byte{checkpointVersion}
 	b = binary.AppendVarint(b, c.Time)
-	b = appendString(b, c.Fingerprint)
 	b = binary.AppendUvarint(b, uint64(len(c.Logs)))
 	for _, store := range slices.Sorted(maps.Keys(c.Logs)) {
 		pos := c.Logs[store]
@@ -81,7 +78,6 @@ func (c *Checkpoint) UnmarshalBinary(data []byte) error {
 	}
 	*c = Checkpoint{Logs: map[string]LogPosition{}, Inputs: map[TopicPartition]int64{}}
 	c.Time = d.varint()
-	c.Fingerprint = d.string()
 	last := ""
 	for i := range d.count() {
 		store := d.string()

@@ -52,7 +52,7 @@ type rawRow struct {
 
 // NewRestorer returns a restorer of the task's stores, the task's own rows
 // included. The checkpoint is the one to go on from: topic ids and positions of
-// every store that Add will be called for, inputs and fingerprint. It is copied.
+// every store that Add will be called for, and inputs. It is copied.
 func NewRestorer(db Backend, id TaskID, specs []Spec, from *Checkpoint) *Restorer {
 	r := &Restorer{db: db, id: id, stores: map[string]*restoring{}, cp: from.Clone(), limit: restoreBytes}
 	if r.cp.Logs == nil {

@@ -40,9 +40,8 @@ func restoreOver(t *testing.T, db state.Backend, n int) {
 	must(t, commitThrough(p))
 
 	from := &state.Checkpoint{
-		Logs:        map[string]state.LogPosition{"counts": {Topic: topic, Next: 5}, "windows": {Topic: topic}, "": {Topic: topic}},
-		Inputs:      map[state.TopicPartition]int64{{Topic: "in", Partition: 3}: 9},
-		Fingerprint: "f",
+		Logs:   map[string]state.LogPosition{"counts": {Topic: topic, Next: 5}, "windows": {Topic: topic}, "": {Topic: topic}},
+		Inputs: map[state.TopicPartition]int64{{Topic: "in", Partition: 3}: 9},
 	}
 	r := state.NewRestorer(db, task, []state.Spec{countSpec, windowSpec}, from)
 	padding := make([]byte, 50)

@@ -140,7 +140,7 @@ func (inst *Instance) continueFrom(t *task, from *state.Checkpoint, states map[s
 	if from != nil {
 		t.log.Warn("the local state is rebuilt from the changelogs", "reason", unusable)
 	}
-	fresh := &state.Checkpoint{Logs: map[string]state.LogPosition{}, Inputs: map[state.TopicPartition]int64{}, Fingerprint: t.sub.Fingerprint}
+	fresh := &state.Checkpoint{Logs: map[string]state.LogPosition{}, Inputs: map[state.TopicPartition]int64{}}
 	for store, log := range states {
 		fresh.Logs[store] = state.LogPosition{Topic: log.Topic, Next: log.Start}
 	}
