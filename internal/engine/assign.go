@@ -43,12 +43,15 @@ func (s *session) adopt() error {
 	// have committed in between.
 	for id := range lost {
 		delete(s.parked, id)
-		if t := s.tasks[id]; t != nil {
+		t, o := s.tasks[id], s.opening[id]
+		switch {
+		case t != nil:
 			s.release(t)
-		}
-		if o := s.opening[id]; o != nil {
+		case o != nil: // admit hands its calls over
 			o.void = true
 			o.cancel()
+		default: // it was parked
+			s.w.handOver(id)
 		}
 	}
 	if changed {
@@ -132,6 +135,7 @@ func (s *session) admit(o *opening) {
 	switch {
 	case !wanted || o.void:
 		s.discard(o)
+		s.w.handOver(o.id)
 		s.w.inst.setStateOf(o.id, Rebalancing, nil)
 		if wanted { // it came back
 			s.mu.Lock()
@@ -288,11 +292,20 @@ func (s *session) release(t *task) {
 // not given, unless another worker of the instance has them.
 func (w *worker) disown(wanted map[state.TaskID]map[string]start) {
 	for id := range w.former {
-		if _, ok := wanted[id]; !ok && !w.inst.isOwned(id) {
-			w.inst.calls.HandOver(id)
+		if _, ok := wanted[id]; !ok {
+			w.handOver(id)
 		}
 	}
 	clear(w.former)
+}
+
+// handOver gives up the calls of a task that this worker had and has not open, unless
+// another worker of the instance has it: the next owner asks again what nobody
+// answers or releases in time.
+func (w *worker) handOver(id state.TaskID) {
+	if !w.inst.isOwned(id) {
+		w.inst.calls.HandOver(id)
+	}
 }
 
 // sorted returns the session's tasks in order.
