@@ -381,8 +381,11 @@ func (m *modelState) open(p *process) *rig {
 }
 
 func (m *modelState) outcome(c *rigCall) Raw {
-	if m.rng.IntN(5) == 0 {
+	switch n := m.rng.IntN(5); {
+	case n == 0:
 		return failed(c, millracev1.Failure_REASON_ERROR)
+	case n == 1 && c.Round < 3:
+		return again(c, "so far")
 	}
 	return c.Run(m.t.Context())
 }
@@ -433,7 +436,7 @@ func (m *modelState) step() {
 			rec := m.w.loop[m.rng.IntN(len(m.w.loop))]
 			if m.rng.IntN(2) == 0 {
 				o, _ := decodeOutcome(rec.Value)
-				o.Round++
+				o.Round += 10 // one that nobody asked
 				rec = encodeOutcome(o)
 			}
 			m.w.loop = append(m.w.loop, rec)

@@ -302,6 +302,11 @@ func (a *Async) hold(h *head, o *millracev1.Outcome) error {
 		e.Outcome = q.failure(millracev1.Failure_REASON_TOO_LARGE, ClassState, fmt.Sprintf(
 			"event and result have %d bytes, more than the %d of a row in which the result could wait for those before it", place.size, limit))
 		e.Outcome.Attempts = o.Attempts
+		if o.GetAnswer() == nil { // what would be noted when its turn comes is lost by then
+			if err := a.noted(e, o); err != nil {
+				e.Outcome.GetFailure().Message = truncate(e.Outcome.GetFailure().Message + "; and what was refused could not be noted: " + err.Error())
+			}
+		}
 		if err := a.put(&place, e); err != nil {
 			return err
 		}

@@ -89,7 +89,7 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 	a := newAsync(at, s.AsyncConfig, asyncTyped{
 		resolve: run.resolve,
 		call:    run.call,
-		answer: func(e *millracev1.Entry, o *millracev1.Outcome) error { return run.answered(e, o, results) },
+		answer:  func(e *millracev1.Entry, o *millracev1.Outcome) error { return run.answered(e, o, results) },
 		fallback: func(e *millracev1.Entry, o *millracev1.Outcome) error {
 			rec, err := run.decode(e)
 			if err != nil {
@@ -231,7 +231,9 @@ func decodeProgress(data []byte) *millracev1.Enrichment {
 	return p
 }
 
-func modelID(m *millracev1.ModelID) llm.ID { return llm.ID{Provider: m.GetProvider(), Model: m.GetModel()} }
+func modelID(m *millracev1.ModelID) llm.ID {
+	return llm.ID{Provider: m.GetProvider(), Model: m.GetModel()}
+}
 
 func protoModelID(id llm.ID) *millracev1.ModelID {
 	return &millracev1.ModelID{Provider: id.Provider, Model: id.Model}

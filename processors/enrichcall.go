@@ -112,18 +112,22 @@ func (c *enrichCall[K, In, Out]) link(id *millracev1.ModelID) int {
 	return max(slices.Index(c.Caller.Models(), modelID(id)), 0)
 }
 
+// open reports whether err is an open breaker, or a failure that opens one until it is
+// reset.
+func (c *enrichCall[K, In, Out]) open(err error) bool {
+	_, ok := errors.AsType[*llm.OpenError](err)
+	return ok || c.Caller.Policy.Action(llm.ClassOf(err)) == llm.ActionOpen
+}
+
 // waits says whether a call that failed is to be made again, and when: one that
 // ended while the provider throttled it, or since breakers are open.
 func (c *enrichCall[K, In, Out]) waits(err error) (time.Duration, bool) {
-	open, isOpen := errors.AsType[*llm.OpenError](err)
-	switch {
-	case isOpen && c.OnOpen == OpenWait:
-		if open.RetryAt.IsZero() {
-			return maxOpenWait, true
+	if c.open(err) {
+		open, ok := errors.AsType[*llm.OpenError](err)
+		if !ok || open.RetryAt.IsZero() {
+			return maxOpenWait, c.OnOpen == OpenWait
 		}
-		return max(time.Until(open.RetryAt), minOpenWait), true
-	case isOpen:
-		return 0, false
+		return max(time.Until(open.RetryAt), minOpenWait), c.OnOpen == OpenWait
 	}
 	if e, ok := errors.AsType[*llm.Error](err); ok && c.Caller.Policy.Action(e.Class) == llm.ActionWait {
 		return max(e.RetryAfter, maxOpenWait), true
@@ -293,7 +297,7 @@ func short(s string) string {
 // failed ends a round without an answer.
 func (c *enrichCall[K, In, Out]) failed(err error) *millracev1.Outcome {
 	class, reason := llm.ClassOf(err), millracev1.Failure_REASON_ERROR
-	if _, ok := errors.AsType[*llm.OpenError](err); ok {
+	if c.open(err) {
 		return c.failure(millracev1.Failure_REASON_BREAKER_OPEN, class, err.Error())
 	}
 	if s, ok := errors.AsType[*steer](err); ok && s.action == Skip {

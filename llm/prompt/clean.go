@@ -49,7 +49,7 @@ func invisible(r rune) bool {
 }
 
 // marks finds what could be taken for a delimiter.
-var marks = regexp.MustCompile(`(?i)<(\s*/?\s*data\b)`)
+var marks = regexp.MustCompile(`(?i)<(\s*/?\s*data)`)
 
 // Delimit returns text as data: cleaned, cut at most bytes, and between <data> and
 // </data>, of which the text itself has none.
