@@ -11,20 +11,26 @@ const module = "github.com/millrace/millrace"
 
 // forbidden lists, for a package, what it must not import, itself or through
 // others. Imports go one way: serde <- state <- processors <- topology <-
-// internal/engine <- millrace.
+// internal/engine <- millrace. processors and topology also use llm, which knows
+// none of them.
 var forbidden = []struct {
 	pkg string
 	not []string
 }{
 	{"serde", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
 	{"state", []string{"processors", "topology", "internal/engine", ""}},
-	{"processors", []string{"topology", "internal/engine", "internal/kafka", ""}},
-	{"topology", []string{"internal/engine", "internal/kafka", ""}},
+	// Users link the SDK of the provider they name, and no other.
+	{"processors", []string{"topology", "internal/engine", "internal/kafka", "llm/openai", "llm/anthropic", "llm/gemini", ""}},
+	{"topology", []string{"internal/engine", "internal/kafka", "llm/openai", "llm/anthropic", "llm/gemini", ""}},
 	{"topologytest", []string{"internal/engine", "internal/kafka", ""}},
 	{"internal/kafka", []string{"processors", "topology", "internal/engine", ""}},
 	{"internal/engine", []string{"", "internal/broker"}},
 	{"internal/checker", []string{"state", "processors", "topology", "internal/kafka", "internal/engine", ""}},
 	{"llm", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"llm/schema", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"llm/answer", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"llm/prompt", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"llm/limit", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
 	{"llm/openai", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
 	{"llm/anthropic", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
 	{"llm/gemini", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
