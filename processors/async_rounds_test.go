@@ -64,16 +64,13 @@ func TestAsyncNextRound(t *testing.T) {
 			}
 			r.answer(0)
 			r.cycle()
-			r.proc.end(w, r.callOrDone(1), r.callOrDone(1).Run(t.Context()))
+			r.answer(1)
 			r.cycle()
 			r.expect("results a=a1>A1", "results a=a2>A2")
 			r.same()
 		})
 	}
 }
-
-// callOrDone returns the running call of an event.
-func (r *rig) callOrDone(offset int) *rigCall { r.t.Helper(); return r.call(offset, 0) }
 
 // A round whose outcome does not fit into the row, or cannot be noted, ends the entry
 // as a failure; so does one whose note the broker refuses.

@@ -61,7 +61,7 @@ type EnrichStep[K, In any, Out proto.Message] struct {
 	Capture  Capture
 }
 
-// running is a step in a task.
+// enrichRun is a step in a task.
 type enrichRun[K, In any, Out proto.Message] struct {
 	*EnrichStep[K, In, Out]
 	task  AsyncTask
@@ -257,7 +257,7 @@ func (s *enrichRun[K, In, Out]) call(ctx context.Context, q *request) *millracev
 	return c.run(ctx)
 }
 
-// capture bounds what is kept of an answer, in bytes.
+// maxAnswer bounds what is kept of an answer, in bytes.
 const maxAnswer = 64 << 10
 
 // timing is what the calls of a round share with their models.
