@@ -89,7 +89,7 @@ func TestEnrichOnTheEngine(t *testing.T) {
 			}
 		}
 		for _, rec := range out {
-			if !strings.HasPrefix(string(rec.Key), "k") {
+			if !strings.HasPrefix(rec.Key, "k") {
 				t.Errorf("key %q", rec.Key)
 			}
 		}
