@@ -13,7 +13,7 @@ import (
 
 // plantedSchedules is how many schedules may pass without a planted bug being
 // found. Most take one to five; Seed names the first of those that take longer.
-const plantedSchedules = 40
+const plantedSchedules = 100
 
 // plantedRuns are the schedules that show a planted bug soon. The others are found
 // by tests of their own, see TestPlantedByHand.
