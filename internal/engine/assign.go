@@ -150,7 +150,6 @@ func (s *session) admit(o *opening) {
 	}
 	t := o.task
 	s.tasks[o.id] = t
-	delete(s.parked, o.id)
 	if o.seek {
 		s.seek(t)
 	}
@@ -186,7 +185,8 @@ func (s *session) discard(o *opening) {
 	}
 }
 
-// A parked task waits to be opened again.
+// A parked task waits to be opened again. It is remembered until it has committed a
+// record: one that opens well and stops at its first record has not come back.
 type parked struct {
 	at    time.Time
 	tries int

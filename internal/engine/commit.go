@@ -214,6 +214,9 @@ func (s *session) committed(took []*task, offsets map[string]map[int32]kafka.Off
 		if err := s.apply(t); err != nil {
 			return fmt.Errorf("%w: task %s is behind its changelog: %w", errReopen, t.id, err)
 		}
+		if t.records > 0 {
+			delete(s.parked, t.id)
+		}
 		t.startCalls()
 		t.view.streamTime.Store(t.stream.Value())
 		s.w.inst.metrics.processed(t, size)
@@ -251,7 +254,7 @@ func (s *session) apply(t *task) error {
 const (
 	// writeEvery is how long committed rows may wait.
 	writeEvery = time.Second
-	// writeBytes is how many bytes of changes of a task may wait.
+	// writeBytes is how much memory a task may take for rows that wait.
 	writeBytes = 8 << 20
 	// viewedFor is how long after a view has looked at a task its rows do not wait,
 	// since views see what was written.

@@ -55,6 +55,26 @@ func TestParkedTaskComesBack(t *testing.T) {
 	}, "in", "out")
 }
 
+// A task that opens well and stops at its first record every time is not tried every
+// second for ever.
+func TestParkedTaskBacksOff(t *testing.T) {
+	bubble(t, func(r *rig) {
+		var tries atomic.Int32
+		b := topology.New("app")
+		topology.TryMapValues(topology.Stream(b, "in", serde.String(), serde.String()), func(processors.Record[string, string]) (string, error) {
+			tries.Add(1)
+			return "", processors.WithAction(processors.Stop, errors.New("the database is down"))
+		}).WithValueSerde(serde.String()).To("out")
+		a := r.start(b, vfs.NewMem())
+		defer a.stop()
+		r.produce("in", &kgo.Record{Key: []byte("k"), Value: []byte("v")})
+		r.pass(10 * time.Minute)
+		if n := tries.Load(); n < 8 || n > 20 {
+			t.Errorf("%d tries in ten minutes", n)
+		}
+	}, "in", "out")
+}
+
 // A rebalance does not bring a parked task back where it was when it was assigned:
 // what was polled behind the record that stopped it would be skipped.
 func TestParkedTaskOutlivesRebalance(t *testing.T) {
