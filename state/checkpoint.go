@@ -137,7 +137,7 @@ func LoadCheckpoint(db Backend, id TaskID) (*Checkpoint, error) {
 	}
 	c := new(Checkpoint)
 	if err := c.UnmarshalBinary(data); err != nil {
-		return nil, fmt.Errorf("task %s: %w", id, err)
+		return nil, fmt.Errorf("task %s: %w: it is damaged or of another build; stop the instance and remove its state directory, and the state is restored from the changelogs", id, err)
 	}
 	return c, nil
 }

@@ -31,7 +31,7 @@ type Partition struct {
 	cache  cache
 	size   int // bytes of keys and values in the overlay
 
-	unwritten int       // bytes committed and not written back
+	unwritten int       // memory of what is committed and not written back
 	since     time.Time // when the first of them were committed
 	scanned   bool      // a store was, since they were
 
@@ -162,9 +162,8 @@ func (p *Partition) Commit() error {
 	if p.unwritten == 0 && p.Dirty() {
 		p.since = time.Now()
 	}
-	p.unwritten += p.size
 	for _, s := range p.order {
-		s.commit()
+		p.unwritten += s.commit()
 	}
 	for _, c := range p.ordered {
 		if c.dirty() {
@@ -176,8 +175,8 @@ func (p *Partition) Commit() error {
 	return nil
 }
 
-// Unwritten returns how many bytes of changes were committed since the last
-// [Partition.WriteBack], 0 exactly if there are none, and since when.
+// Unwritten returns how many bytes of memory the rows take that were committed since
+// the last [Partition.WriteBack], 0 exactly if there are none, and since when.
 func (p *Partition) Unwritten() (bytes int, since time.Time) {
 	return p.unwritten, p.since
 }

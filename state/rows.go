@@ -121,19 +121,23 @@ func (s *Store) undo(u undo) {
 	s.set(u.entry, u.value)
 }
 
-// commit makes the overlay the committed rows, to be written back later.
-func (s *Store) commit() {
+// commit makes the overlay the committed rows, to be written back later. It returns
+// the memory that holds until then, replaced values included.
+func (s *Store) commit() (bytes int) {
 	for _, e := range s.dirty {
 		e.state, e.base = clean, nil
+		bytes += len(e.value)
 		if !e.behind {
 			e.behind = true
 			s.behind = append(s.behind, e)
+			bytes += len(e.key) + entryOverhead
 		}
 	}
 	s.dirty = truncate(s.dirty)
 	if s.streamTime != nil {
 		s.committedTime = s.streamTime()
 	}
+	return bytes
 }
 
 // abort forgets all rows but those that are committed and not written back.
