@@ -44,8 +44,6 @@ type EnrichStep[K, In any, Out proto.Message] struct {
 	Caller  *llm.Caller
 	Schemas map[llm.ID]*schema.Schema
 	Prompt  *prompt.Prompt
-	// Tables returns rows that belong to the event, for the prompt; may be nil.
-	Tables func(Task, Record[K, In]) (map[string]any, error)
 	// Check is what else an answer has to be; may be nil. It runs outside of the task.
 	Check func(In, Out) error
 	// MaxTokens and Temperature are those of every request.
@@ -122,11 +120,6 @@ func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
 	data := prompt.Data{Event: rec.Value}
 	if !rec.NoKey {
 		data.Key = rec.Key
-	}
-	if s.Tables != nil {
-		if data.Tables, err = s.Tables(s.task, rec); err != nil {
-			return nil, fmt.Errorf("rows for the prompt: %w", err)
-		}
 	}
 	q := &millracev1.Question{Prompt: s.Prompt.Name(), PromptVersion: s.Prompt.Version()}
 	q.Messages = append(q.Messages, &millracev1.Message{Role: millracev1.Role_ROLE_SYSTEM, Text: s.Prompt.System()})
