@@ -43,21 +43,12 @@ var classes = map[string]llm.Class{
 // judge names the class of a fault. Some have only the type invalid_request_error
 // and tell the rest in the message.
 func judge(f safehttp.Fault, suggested llm.Class) llm.Class {
-	text := strings.ToLower(f.Message)
-	has := func(s ...string) bool {
-		for _, s := range s {
-			if strings.Contains(text, s) {
-				return true
-			}
-		}
-		return false
-	}
 	switch {
-	case strings.Contains(f.Code, "spend_limit") || has("spend_limit", "spend limit", "credit balance is too low", "specified api usage limits"):
+	case strings.Contains(f.Code, "spend_limit") || f.Says("spend_limit", "spend limit", "credit balance is too low", "specified api usage limits"):
 		return llm.NoMoney
-	case suggested == llm.Invalid && has("prompt is too long", "exceed context limit", "context window"):
+	case suggested == llm.Invalid && f.Says("prompt is too long", "exceed context limit", "context window"):
 		return llm.ContextTooLong
-	case suggested == llm.Invalid && has("content filtering policy"):
+	case suggested == llm.Invalid && f.Says("content filtering policy"):
 		return llm.Refused
 	}
 	if class, ok := classes[f.Type]; ok {

@@ -2,7 +2,6 @@ package gemini
 
 import (
 	"encoding/json"
-	"strings"
 	"time"
 
 	"github.com/millrace/millrace/llm"
@@ -35,16 +34,15 @@ func readFault(body []byte) safehttp.Fault {
 
 // judge names the class of a fault.
 func judge(f safehttp.Fault, suggested llm.Class) llm.Class {
-	text := strings.ToLower(f.Message)
 	switch {
-	case f.Code == "API_KEY_INVALID" || f.Code == "API_KEY_SERVICE_BLOCKED" || f.Code == "SERVICE_DISABLED" || strings.Contains(text, "api key not valid"):
+	case f.Code == "API_KEY_INVALID" || f.Code == "API_KEY_SERVICE_BLOCKED" || f.Code == "SERVICE_DISABLED" || f.Says("api key not valid"):
 		return llm.Auth // comes with status 400
-	case f.Code == "BILLING_DISABLED" || suggested != llm.Unavailable && strings.Contains(text, "billing account") ||
-		strings.Contains(text, "prepayment credits") || strings.Contains(text, "spending cap"):
+	case f.Code == "BILLING_DISABLED" || suggested != llm.Unavailable && f.Says("billing account") ||
+		f.Says("prepayment credits", "spending cap"):
 		return llm.NoMoney
 	case f.Type == "FAILED_PRECONDITION": // the free tier is not offered here; billing is off
 		return llm.Auth
-	case suggested == llm.Invalid && (strings.Contains(text, "exceeds the maximum number of tokens") || strings.Contains(text, "token count exceeds")):
+	case suggested == llm.Invalid && f.Says("exceeds the maximum number of tokens", "token count exceeds"):
 		return llm.ContextTooLong
 	case f.Type == "CANCELLED":
 		return llm.Unavailable

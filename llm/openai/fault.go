@@ -2,7 +2,6 @@ package openai
 
 import (
 	"encoding/json"
-	"strings"
 
 	"github.com/millrace/millrace/llm"
 	"github.com/millrace/millrace/llm/internal/safehttp"
@@ -83,30 +82,21 @@ var classes = map[string]llm.Class{
 // judge names the class of a fault. Messages decide only where servers have no name
 // for it.
 func judge(f safehttp.Fault, suggested llm.Class) llm.Class {
-	text := strings.ToLower(f.Message)
-	has := func(s ...string) bool {
-		for _, s := range s {
-			if strings.Contains(text, s) {
-				return true
-			}
-		}
-		return false
-	}
 	class, known := classes[f.Code]
 	if !known {
 		class, known = classes[f.Type]
 	}
 	switch {
-	case suggested == llm.Throttled && has("request too large for"):
+	case suggested == llm.Throttled && f.Says("request too large for"):
 		return llm.ContextTooLong // more tokens than a minute has: no waiting helps
 	case known:
 		return class
-	case suggested == llm.Throttled && has("exceeded your current quota", "insufficient balance", "billing"):
+	case suggested == llm.Throttled && f.Says("exceeded your current quota", "insufficient balance", "billing"):
 		return llm.NoMoney
 	case (suggested == llm.Invalid || suggested == llm.Unavailable) &&
-		has("maximum context length", "context length exceeded", "exceeds the available context", "exceed context", "context window", "longer than the maximum model length", "input is too long", "prompt is too long"):
+		f.Says("maximum context length", "context length exceeded", "exceeds the available context", "exceed context", "context window", "longer than the maximum model length", "input is too long", "prompt is too long"):
 		return llm.ContextTooLong
-	case suggested == llm.Invalid && has("content management policy", "safety system"):
+	case suggested == llm.Invalid && f.Says("content management policy", "safety system"):
 		return llm.Refused
 	}
 	return suggested

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +44,12 @@ type Fault struct {
 	Message           string // text; it may quote the request
 	Status            int    // the status that counts, if the HTTP answer has another
 	RetryAfter        time.Duration
+}
+
+// Says reports whether the message has one of the texts, given in lower case.
+func (f Fault) Says(texts ...string) bool {
+	message := strings.ToLower(f.Message)
+	return slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(message, t) })
 }
 
 // A Judge names the class of a provider's fault, given the class that the HTTP
