@@ -23,118 +23,132 @@ var (
 
 // Partition tests the overlay of a task: records, commits, aborts, cells.
 func Partition(t *testing.T, newStorage func(t testing.TB) Opener) {
-	open := func(t *testing.T) (*state.Partition, *state.Store) {
-		db := newStorage(t)(t)
-		t.Cleanup(func() { closeBackend(t, db) })
-		p := state.NewPartition(db, task, []state.Spec{countSpec})
-		return p, p.Store("counts")
+	for name, test := range map[string]func(*testing.T, func(*testing.T) (*state.Partition, *state.Store)){
+		"commit": overlayCommit, "rollback": overlayRollback, "cells": overlayCells, "scan sees changes ahead": overlayScan,
+	} {
+		t.Run(name, func(t *testing.T) {
+			test(t, func(t *testing.T) (*state.Partition, *state.Store) {
+				db := newStorage(t)(t)
+				t.Cleanup(func() { closeBackend(t, db) })
+				p := state.NewPartition(db, task, []state.Spec{countSpec})
+				return p, p.Store("counts")
+			})
+		})
 	}
-	put := func(s *state.Store, pairs ...string) {
-		for _, pair := range pairs {
-			k, v, ok := strings.Cut(pair, "=")
-			if !ok {
-				s.Put([]byte(k), nil)
-				continue
-			}
-			s.Put([]byte(k), []byte(v))
-		}
-	}
-	all := func(s *state.Store) iter.Seq2[state.KV, error] { return s.Scan(nil, nil, false) }
+	t.Run("stores and tasks are apart", func(t *testing.T) { overlaysApart(t, newStorage) })
+}
 
-	t.Run("commit", func(t *testing.T) {
-		p, s := open(t)
-		if p.Dirty() {
-			t.Fatal("a new partition is dirty")
+// put changes rows: "k=v" sets one, "k" deletes it.
+func put(s *state.Store, pairs ...string) {
+	for _, pair := range pairs {
+		k, v, ok := strings.Cut(pair, "=")
+		if !ok {
+			s.Put([]byte(k), nil)
+			continue
 		}
-		put(s, "a=1", "b=2", "a=3", "c=4", "c")
-		equal(t, "overlay", rows(t, all(s)), "a=3 b=2")
-		equal(t, "changes", changes(s), "a=3 b=2 c")
-		equal(t, "size", p.Size(), len("a3b2c"))
-		must(t, commitThrough(p))
-		equal(t, "dirty", p.Dirty(), false)
-		equal(t, "size", p.Size(), 0)
-		equal(t, "changes", changes(s), "")
-		equal(t, "rows", rows(t, all(s)), "a=3 b=2")
-	})
-	t.Run("rollback", func(t *testing.T) {
-		p, s := open(t)
-		cell := p.Cell("time")
-		put(s, "a=1", "b=2")
-		cell.Set(7)
-		must(t, commitThrough(p))
-		p.Begin()
-		put(s, "a=x")
-		cell.Set(8)
-		p.Begin()
-		put(s, "a=y", "a", "b", "c=3", "c=4")
-		cell.Set(9)
-		cell.Set(10)
-		equal(t, "overlay", rows(t, all(s)), "c=4")
-		p.Rollback()
-		equal(t, "rows", rows(t, all(s)), "a=x b=2")
-		equal(t, "changes", changes(s), "a=x")
-		equal(t, "size", p.Size(), len("ax"))
-		equal(t, "cell", cell.Value(), 8)
-		p.Rollback() // there is nothing more to undo
-		equal(t, "rows", rows(t, all(s)), "a=x b=2")
-		p.Abort()
-		equal(t, "rows", rows(t, all(s)), "a=1 b=2")
-		equal(t, "cell", cell.Value(), 7)
-		equal(t, "dirty", p.Dirty(), false)
-	})
-	t.Run("cells", func(t *testing.T) {
-		p, _ := open(t)
-		cell := p.Cell("time")
-		equal(t, "cell", cell.Value(), -1)
-		cell.Set(-1)
-		equal(t, "dirty", p.Dirty(), false)
-		cell.Set(5)
-		equal(t, "dirty", p.Dirty(), true)
-		equal(t, "changes", changes(p.Store(state.TaskRows)), "ctime=\x00\x00\x00\x00\x00\x00\x00\x05")
-		must(t, commitThrough(p))
-		equal(t, "changes", changes(p.Store(state.TaskRows)), "")
-		cell.Set(6)
-		cell.Set(5)
-		equal(t, "dirty", p.Dirty(), false)
-	})
-	t.Run("scan sees changes ahead", func(t *testing.T) {
-		p, s := open(t)
-		put(s, "a=1", "c=3", "e=5", "g=7")
-		must(t, commitThrough(p))
-		put(s, "b=2", "f=6")
-		var got []string
-		for kv, err := range all(s) {
-			must(t, err)
-			got = append(got, string(kv.Key)+"="+string(kv.Value))
-			if string(kv.Key) == "b" {
-				put(s, "a=x", "c", "d=4", "e=y") // a lies behind
-			}
+		s.Put([]byte(k), []byte(v))
+	}
+}
+
+func all(s *state.Store) iter.Seq2[state.KV, error] { return s.Scan(nil, nil, false) }
+
+func overlayCommit(t *testing.T, open func(*testing.T) (*state.Partition, *state.Store)) {
+	p, s := open(t)
+	if p.Dirty() {
+		t.Fatal("a new partition is dirty")
+	}
+	put(s, "a=1", "b=2", "a=3", "c=4", "c")
+	equal(t, "overlay", rows(t, all(s)), "a=3 b=2")
+	equal(t, "changes", changes(s), "a=3 b=2 c")
+	equal(t, "size", p.Size(), len("a3b2c"))
+	must(t, commitThrough(p))
+	equal(t, "dirty", p.Dirty(), false)
+	equal(t, "size", p.Size(), 0)
+	equal(t, "changes", changes(s), "")
+	equal(t, "rows", rows(t, all(s)), "a=3 b=2")
+}
+
+func overlayRollback(t *testing.T, open func(*testing.T) (*state.Partition, *state.Store)) {
+	p, s := open(t)
+	cell := p.Cell("time")
+	put(s, "a=1", "b=2")
+	cell.Set(7)
+	must(t, commitThrough(p))
+	p.Begin()
+	put(s, "a=x")
+	cell.Set(8)
+	p.Begin()
+	put(s, "a=y", "a", "b", "c=3", "c=4")
+	cell.Set(9)
+	cell.Set(10)
+	equal(t, "overlay", rows(t, all(s)), "c=4")
+	p.Rollback()
+	equal(t, "rows", rows(t, all(s)), "a=x b=2")
+	equal(t, "changes", changes(s), "a=x")
+	equal(t, "size", p.Size(), len("ax"))
+	equal(t, "cell", cell.Value(), 8)
+	p.Rollback() // there is nothing more to undo
+	equal(t, "rows", rows(t, all(s)), "a=x b=2")
+	p.Abort()
+	equal(t, "rows", rows(t, all(s)), "a=1 b=2")
+	equal(t, "cell", cell.Value(), 7)
+	equal(t, "dirty", p.Dirty(), false)
+}
+
+func overlayCells(t *testing.T, open func(*testing.T) (*state.Partition, *state.Store)) {
+	p, _ := open(t)
+	cell := p.Cell("time")
+	equal(t, "cell", cell.Value(), -1)
+	cell.Set(-1)
+	equal(t, "dirty", p.Dirty(), false)
+	cell.Set(5)
+	equal(t, "dirty", p.Dirty(), true)
+	equal(t, "changes", changes(p.Store(state.TaskRows)), "ctime=\x00\x00\x00\x00\x00\x00\x00\x05")
+	must(t, commitThrough(p))
+	equal(t, "changes", changes(p.Store(state.TaskRows)), "")
+	cell.Set(6)
+	cell.Set(5)
+	equal(t, "dirty", p.Dirty(), false)
+}
+
+func overlayScan(t *testing.T, open func(*testing.T) (*state.Partition, *state.Store)) {
+	p, s := open(t)
+	put(s, "a=1", "c=3", "e=5", "g=7")
+	must(t, commitThrough(p))
+	put(s, "b=2", "f=6")
+	var got []string
+	for kv, err := range all(s) {
+		must(t, err)
+		got = append(got, string(kv.Key)+"="+string(kv.Value))
+		if string(kv.Key) == "b" {
+			put(s, "a=x", "c", "d=4", "e=y") // a lies behind
 		}
-		equal(t, "rows", strings.Join(got, " "), "a=1 b=2 d=4 e=y f=6 g=7")
-	})
-	t.Run("stores and tasks are apart", func(t *testing.T) {
-		db := newStorage(t)(t)
-		defer closeBackend(t, db)
-		specs := []state.Spec{{Name: "a"}, {Name: "ab"}}
-		p := state.NewPartition(db, state.TaskID{SubTopology: "s", Partition: 1}, specs)
-		q := state.NewPartition(db, state.TaskID{SubTopology: "s", Partition: 2}, specs)
-		put(p.Store("a"), "k=1")
-		put(p.Store("ab"), "k=2")
-		put(q.Store("a"), "k=3")
-		put(q.Store(state.TaskRows), "k=4")
-		must(t, commitThrough(p))
-		must(t, commitThrough(q))
-		for i, s := range []*state.Store{p.Store("a"), p.Store("ab"), q.Store("a"), q.Store(state.TaskRows)} {
-			equal(t, "rows", rows(t, all(s)), fmt.Sprintf("k=%d", i+1))
-		}
-		equal(t, "rows", rows(t, all(p.Store(state.TaskRows))), "")
-		b := &state.Batch{}
-		state.DeleteTask(b, p.ID, []string{"a", "ab"})
-		must(t, db.Write(b))
-		p.Abort()
-		equal(t, "deleted", rows(t, all(p.Store("a")))+rows(t, all(p.Store("ab"))), "")
-		equal(t, "kept", rows(t, all(q.Store("a"))), "k=3")
-	})
+	}
+	equal(t, "rows", strings.Join(got, " "), "a=1 b=2 d=4 e=y f=6 g=7")
+}
+
+func overlaysApart(t *testing.T, newStorage func(t testing.TB) Opener) {
+	db := newStorage(t)(t)
+	defer closeBackend(t, db)
+	specs := []state.Spec{{Name: "a"}, {Name: "ab"}}
+	p := state.NewPartition(db, state.TaskID{SubTopology: "s", Partition: 1}, specs)
+	q := state.NewPartition(db, state.TaskID{SubTopology: "s", Partition: 2}, specs)
+	put(p.Store("a"), "k=1")
+	put(p.Store("ab"), "k=2")
+	put(q.Store("a"), "k=3")
+	put(q.Store(state.TaskRows), "k=4")
+	must(t, commitThrough(p))
+	must(t, commitThrough(q))
+	for i, s := range []*state.Store{p.Store("a"), p.Store("ab"), q.Store("a"), q.Store(state.TaskRows)} {
+		equal(t, "rows", rows(t, all(s)), fmt.Sprintf("k=%d", i+1))
+	}
+	equal(t, "rows", rows(t, all(p.Store(state.TaskRows))), "")
+	b := &state.Batch{}
+	state.DeleteTask(b, p.ID, []string{"a", "ab"})
+	must(t, db.Write(b))
+	p.Abort()
+	equal(t, "deleted", rows(t, all(p.Store("a")))+rows(t, all(p.Store("ab"))), "")
+	equal(t, "kept", rows(t, all(q.Store("a"))), "k=3")
 }
 
 // KeyValue tests the typed key-value store.
