@@ -41,7 +41,7 @@ func connect(ctx context.Context, addrs []string) (*kgo.Client, error) {
 func createTopics(ctx context.Context, client *kgo.Client, t reviews.Topics) error {
 	forever, compact := "-1", "compact"
 	adm := kadm.NewClient(client)
-	for _, name := range []string{t.Sentences, t.Products, t.Enriched, t.PerProduct, t.PerMinute} {
+	for _, name := range []string{t.Sentences, t.Products, t.Enriched, t.Fallbacks, t.PerProduct, t.PerMinute} {
 		configs := map[string]*string{"retention.ms": &forever}
 		if name == t.Products {
 			configs = map[string]*string{"cleanup.policy": &compact}
@@ -93,8 +93,8 @@ func sourceRecord(topic string, l reviews.Line) (*kgo.Record, error) {
 	return r, nil
 }
 
-// watchOutcomes tells the ledger which calls have an outcome in the loop topic:
-// from there no death of a worker can lose it. It returns when ctx ends.
+// watchOutcomes tells the ledger which calls have an outcome in the loop topic,
+// also one that makes a further round: from there no death of a worker can lose it. It returns when ctx ends.
 func watchOutcomes(ctx context.Context, addrs []string, topic string, ledger *modelserver.Ledger) error {
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(addrs...), kgo.ClientID("millrace-demo-loop"),
@@ -124,7 +124,7 @@ func watchOutcomes(ctx context.Context, addrs []string, topic string, ledger *mo
 		fetches := client.PollFetches(ctx)
 		fetches.EachRecord(func(r *kgo.Record) {
 			var o millracev1.Outcome
-			if proto.Unmarshal(r.Value, &o) == nil && (o.GetAnswer() != nil || o.GetFailure() != nil) {
+			if proto.Unmarshal(r.Value, &o) == nil && o.GetReleased() == nil {
 				ledger.Durable(o.GetId(), int(o.GetRound()))
 			}
 		})

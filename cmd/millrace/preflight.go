@@ -21,7 +21,7 @@ func checkModel(ctx context.Context, url, model string) error {
 	if err != nil {
 		return fmt.Errorf("model server: %w", err)
 	}
-	if key := os.Getenv("OPENAI_API_KEY"); key != "" {
+	if key := os.Getenv(keyVariable); key != "" {
 		req.Header.Set("Authorization", "Bearer "+key)
 	}
 	resp, err := http.DefaultClient.Do(req)
@@ -33,7 +33,7 @@ func checkModel(ctx context.Context, url, model string) error {
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return fmt.Errorf("model server: %s; set OPENAI_API_KEY", resp.Status)
+		return fmt.Errorf("model server: %s; set %s", resp.Status, keyVariable)
 	case http.StatusBadGateway:
 		var e struct {
 			Error struct{ Message string }

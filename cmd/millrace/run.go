@@ -165,7 +165,7 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	d.audit, err = audit.New(audit.Config{
 		Brokers: d.addrs,
 		Topics: audit.Topics{
-			Source: d.topics.Sentences, Enriched: d.topics.Enriched,
+			Source: d.topics.Sentences, Enriched: d.topics.Enriched, Fallbacks: d.topics.Fallbacks,
 			PerProduct: d.topics.PerProduct, PerMinute: d.topics.PerMinute, DeadLetters: d.topics.DeadLetters,
 		},
 		OnOutcome: d.outcome,

@@ -9,12 +9,16 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"time"
 
 	"github.com/millrace/millrace"
 	"github.com/millrace/millrace/examples/reviews"
+	"github.com/millrace/millrace/internal/modelserver"
+	"github.com/millrace/millrace/llm"
+	"github.com/millrace/millrace/llm/openai"
 	"github.com/millrace/millrace/topology"
 )
 
@@ -52,6 +56,35 @@ func (c workerConfig) lookup() []topology.LookupOption {
 	}
 }
 
+// keyVariable is the environment variable with the key of the model's server.
+const keyVariable = "OPENAI_API_KEY"
+
+// openAIModel returns a model of an OpenAI-compatible server, whose URL has no path
+// /v1. The key is read from the environment, so that it is on no command line.
+func openAIModel(url, name string) (llm.Model, error) {
+	cfg := openai.Config{Endpoint: llm.Endpoint{URL: url + "/v1", MaxAnswer: 1 << 20}}
+	if os.Getenv(keyVariable) != "" {
+		cfg.Key = llm.KeyFromEnv(keyVariable)
+	}
+	return openai.New(name, cfg)
+}
+
+// owned is a model whose calls say which incarnation of the worker makes them, by
+// the name that the demo knows when it kills it.
+type owned struct {
+	llm.Model
+	owner string
+}
+
+func (m owned) Generate(ctx context.Context, req *llm.Request) (*llm.Response, error) {
+	labels := llm.HeaderFrom(ctx).Clone()
+	if labels == nil {
+		labels = http.Header{}
+	}
+	labels.Set(modelserver.HeaderOwner, m.owner)
+	return m.Model.Generate(llm.WithHeader(ctx, labels), req)
+}
+
 // runWorker runs the application until ctx ends. It calls ready once the
 // application has joined its groups and restored its tasks.
 func runWorker(ctx context.Context, cfg workerConfig, ready func()) (err error) {
@@ -61,11 +94,12 @@ func runWorker(ctx context.Context, cfg workerConfig, ready func()) (err error) 
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 	logger := slog.New(slog.NewTextHandler(log, nil)).With("worker", cfg.Owner)
-	// The key is read from the environment here, so that it is on no command line.
-	model := reviews.NewModel(cfg.ModelURL, cfg.Model, os.Getenv("OPENAI_API_KEY"), cfg.Owner)
-	defer model.Close()
+	model, err := openAIModel(cfg.ModelURL, cfg.Model)
+	if err != nil {
+		return err
+	}
 	app, err := millrace.New(
-		reviews.Build(cfg.App, model.Sentiment, cfg.lookup()...),
+		reviews.Build(cfg.App, owned{model, cfg.Owner}, cfg.lookup()...),
 		millrace.Brokers(cfg.Brokers...),
 		millrace.StateDir(cfg.StateDir),
 		millrace.Logger(logger),

@@ -1,7 +1,7 @@
 // Package reviews is an example application: it reads sentences of product
-// reviews, asks a model for the sentiment of each over HTTP, joins the answers
-// with the products, and writes validated Protobuf messages and counts. Run it
-// with "millrace demo".
+// reviews, asks a model for the sentiment of each, which sees the sentences before it
+// in the review, joins the answers with the products, and writes validated Protobuf
+// messages and counts. Run it with "millrace demo".
 package reviews
 
 import (

@@ -1,7 +1,6 @@
 package reviews
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -9,6 +8,8 @@ import (
 	"buf.build/go/protovalidate"
 
 	reviewsv1 "github.com/millrace/millrace/examples/reviews/proto/reviews/v1"
+	"github.com/millrace/millrace/llm"
+	"github.com/millrace/millrace/llm/prompt"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/topology"
@@ -19,21 +20,22 @@ type Topics struct {
 	Sentences  string // input: events as JSON, by review
 	Products   string // input: products, by review
 	Enriched   string // output: EnrichedSentence, by review
+	Fallbacks  string // output: Sentence, by review: those that no model could be asked about
 	PerProduct string // output: ProductCount, by product
 	PerMinute  string // output: ProductCount of a minute of event time, by product and minute
 
 	// The application creates these itself.
-	DeadLetters []string // events that could not be read or enriched
+	DeadLetters []string // events that could not be read, or have no valid answer
 	Loop        string   // outcomes of model calls
 }
 
-// step is the name of the asynchronous step.
+// step is the name of the step that asks the model.
 const step = "sentiment"
 
 // TopicsOf returns the topics of the application named app.
 func TopicsOf(app string) Topics {
 	return Topics{
-		Sentences: app + "-sentences", Products: app + "-products", Enriched: app + "-enriched",
+		Sentences: app + "-sentences", Products: app + "-products", Enriched: app + "-enriched", Fallbacks: app + "-fallbacks",
 		PerProduct: app + "-per-product", PerMinute: app + "-per-minute",
 		DeadLetters: []string{app + ".dlq", app + "." + step + ".dlq"},
 		Loop:        app + "." + step + "-loop",
@@ -43,11 +45,23 @@ func TopicsOf(app string) Topics {
 // UnknownProduct is the product of reviews that no product claims.
 const UnknownProduct = "unknown"
 
-// Build describes the application: every sentence is checked, routed by its kind,
-// put to the model, joined with its product, written to the enriched topic, and
-// counted per product and per product and minute. Nothing is dropped: a sentence
-// that fails anywhere ends in a dead-letter topic.
-func Build(app string, ask func(context.Context, *reviewsv1.Sentence) (*reviewsv1.Sentiment, error), opts ...topology.LookupOption) *topology.Builder {
+// Prompt is what the model is asked about a sentence. It sees the sentences of the
+// review before this one, and their answers, as the conversation.
+var Prompt = prompt.Must(prompt.Config{
+	Name: "sentiment",
+	System: `You judge the sentiment of one sentence of a product review. Sentences of the same review may come before it: ` +
+		`they are context, judge the last one only. A positive label needs a score of at least 0, a negative one of at most 0.`,
+	User: `{{if eq .Event.Kind 2}}It is a question: judge the tone in which it is asked.
+{{else if eq .Event.Kind 3}}It is long: judge it as a whole.
+{{end}}Sentence: {{.Event.Text}}`,
+})
+
+// Build describes the application: every sentence is checked, put to the model,
+// joined with its product, written to the enriched topic, and counted per product
+// and per product and minute. Nothing is dropped: a sentence that has no valid
+// answer ends in a dead-letter topic, and one that no model could be asked about, since
+// the breaker is open, in the topic of fallbacks.
+func Build(app string, model llm.Model, opts ...topology.LookupOption) *topology.Builder {
 	b := topology.New(app)
 	topics := TopicsOf(app)
 	events := topology.Stream(b, topics.Sentences, serde.String(), serde.JSON[Event](), topology.OnDecodeError(processors.DeadLetter))
@@ -59,16 +73,18 @@ func Build(app string, ask func(context.Context, *reviewsv1.Sentence) (*reviewsv
 		as(kinds.Default("statements"), reviewsv1.Kind_KIND_STATEMENT),
 	)
 
-	call := func(ctx context.Context, r processors.Record[string, *reviewsv1.Sentence]) (*reviewsv1.Sentiment, error) {
-		return ask(ctx, r.Value)
-	}
-	// A sentence is judged on its own: none waits for the one before it. With the
-	// default, [processors.OrderKey], those of a review would keep their order.
-	opts = append([]topology.LookupOption{topology.Order(processors.OrderNone)}, opts...)
-	judged := topology.AsyncLookup(routed, step, call, serde.Proto[*reviewsv1.Sentiment](), opts...)
+	judged := topology.Enrich(routed, step, topology.Enrichment[string, *reviewsv1.Sentence, *reviewsv1.Sentiment]{
+		Model:         model,
+		Prompt:        Prompt,
+		MaxTokens:     200,
+		MaxReasks:     5,
+		OnOpenBreaker: processors.OpenFallback,
+		Conversation:  &topology.Conversation{MaxTurns: 6, MaxTokens: 600},
+	}, opts...)
+	judged.Fallbacks().To(topics.Fallbacks)
 
 	products := topology.GlobalTable(b, topics.Products, "products", serde.String(), serde.Proto[*reviewsv1.Product]())
-	answers := topology.MapValues(judged.Results(), withSentiment)
+	answers := topology.MapValues(judged.Answers(), withSentiment)
 	enriched := topology.GlobalLeftJoin(answers, products, byReview, withProduct).WithValueSerde(serde.Proto[*reviewsv1.EnrichedSentence]())
 	enriched.To(topics.Enriched)
 

@@ -12,24 +12,30 @@ import (
 
 	reviewsv1 "github.com/millrace/millrace/examples/reviews/proto/reviews/v1"
 	"github.com/millrace/millrace/internal/modelserver"
+	"github.com/millrace/millrace/llm"
+	"github.com/millrace/millrace/llm/openai"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/topologytest"
 )
 
-func ask(text string) (*reviewsv1.Sentiment, error) {
-	if text == "broken" {
-		return nil, processors.WithAction(processors.DeadLetter, errors.New("the model is broken"))
+// A judge is a model that finds everything neutral, but for what it cannot read.
+type judge struct{ asked []*llm.Request }
+
+func (*judge) ID() llm.ID { return llm.ID{Provider: "openai-compatible", Model: "judge"} }
+
+func (j *judge) Generate(_ context.Context, req *llm.Request) (*llm.Response, error) {
+	j.asked = append(j.asked, req)
+	if strings.Contains(req.Messages[len(req.Messages)-1].Text, "<data>broken</data>") {
+		return nil, &llm.Error{Class: llm.Refused, Model: j.ID(), Err: errors.New("the model is broken")}
 	}
-	return &reviewsv1.Sentiment{Label: reviewsv1.Label_LABEL_NEUTRAL, Model: "m", PromptVersion: "p"}, nil
+	return &llm.Response{Text: `{"label": "LABEL_NEUTRAL", "score": 0}`, Finish: llm.FinishStop}, nil
 }
 
-func newDriver(t *testing.T) (*topologytest.Driver, *topologytest.InputTopic[string, Event]) {
-	d := topologytest.New(t, Build("reviews", func(_ context.Context, s *reviewsv1.Sentence) (*reviewsv1.Sentiment, error) {
-		return ask(s.GetText())
-	}))
+func newDriver(t *testing.T, model llm.Model) (*topologytest.Driver, *topologytest.InputTopic[string, Event]) {
+	d := topologytest.New(t, Build("reviews", model))
 	products := topologytest.Input(d, "reviews-products", serde.String(), serde.Proto[*reviewsv1.Product]())
-	products.Pipe("1", &reviewsv1.Product{Id: "p1", Name: "One"}, 0)
+	products.Pipe("1", &reviewsv1.Product{Id: "p1", Name: "One", Category: "phone"}, 0)
 	products.Pipe("2", &reviewsv1.Product{Id: "p2", Name: "Two"}, 0)
 	return d, topologytest.Input(d, "reviews-sentences", serde.String(), serde.JSON[Event]())
 }
@@ -47,7 +53,8 @@ func answerAll(d *topologytest.Driver) {
 
 func TestTopology(t *testing.T) {
 	t.Parallel()
-	d, in := newDriver(t)
+	model := &judge{}
+	d, in := newDriver(t, model)
 	pipe(in, 1, "1", "it is good.")
 	pipe(in, 2, "1", "is it good?")
 	pipe(in, 3, "2", strings.Repeat("very ", 30)+"good.")
@@ -56,10 +63,24 @@ func TestTopology(t *testing.T) {
 	pipe(in, 63, "2", "broken")
 	pipe(in, 64, "2", "")
 	d.PipeRaw("reviews-sentences", 0, processors.Raw{Value: []byte("no event"), Timestamp: 1})
-	if n := len(d.Calls()); n != 6 {
-		t.Errorf("%d calls run at once, want one per sentence", n)
+	if n := len(d.Calls()); n != 3 {
+		t.Errorf("%d calls run at once, want one per review", n)
 	}
 	answerAll(d)
+	second := model.asked[slices.IndexFunc(model.asked, func(r *llm.Request) bool {
+		return strings.Contains(r.Messages[len(r.Messages)-1].Text, "is it good?")
+	})]
+	var said []string
+	for _, m := range second.Messages[1:] {
+		said = append(said, string(m.Role)+": "+m.Text)
+	}
+	wantSaid := []string{
+		"user: Sentence: <data>it is good.</data>", `assistant: {"label":"LABEL_NEUTRAL","score":0}`,
+		"user: It is a question: judge the tone in which it is asked.\nSentence: <data>is it good?</data>",
+	}
+	if !slices.Equal(said, wantSaid) {
+		t.Errorf("asked %q, want %q", said, wantSaid)
+	}
 
 	enriched := topologytest.Output(d, "reviews-enriched", serde.String(), serde.Proto[*reviewsv1.EnrichedSentence]())
 	got := map[int64]string{}
@@ -122,7 +143,7 @@ func TestTopology(t *testing.T) {
 // A restart in the middle loses nothing and repeats nothing.
 func TestTopologyRestart(t *testing.T) {
 	t.Parallel()
-	d, in := newDriver(t)
+	d, in := newDriver(t, &judge{})
 	for line := int64(1); line <= 4; line++ {
 		pipe(in, line, "1", "it is good.")
 	}
@@ -149,14 +170,15 @@ func TestTopologyOverHTTP(t *testing.T) {
 	}
 	ts := httptest.NewServer(server)
 	defer ts.Close()
-	model := NewModel(ts.URL, "vader", "", "w1")
-	defer model.Close()
-	d := topologytest.New(t, Build("reviews", model.Sentiment))
-	in := topologytest.Input(d, "reviews-sentences", serde.String(), serde.JSON[Event]())
+	model, err := openai.New("vader", openai.Config{Endpoint: llm.Endpoint{URL: ts.URL + "/v1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, in := newDriver(t, model)
 	pipe(in, 1, "1", "i love it!")
 	d.Calls()[0].Run()
 	got := topologytest.Output(d, "reviews-enriched", serde.String(), serde.Proto[*reviewsv1.EnrichedSentence]()).Read()
-	if len(got) != 1 || got[0].Value.GetSentiment().GetScore() != 0.6696 {
+	if len(got) != 1 || got[0].Value.GetSentiment().GetScore() != 0.6696 || got[0].Value.GetSentiment().GetLabel() != reviewsv1.Label_LABEL_POSITIVE {
 		t.Errorf("enriched %v", got)
 	}
 	if s := server.Ledger().Stats(); s.Calls != 1 || s.Unlabeled != 0 || s.PaidTwice != 0 {
@@ -164,16 +186,40 @@ func TestTopologyOverHTTP(t *testing.T) {
 	}
 }
 
+// A model that is down costs no sentence: once its breaker is open they go on without
+// an answer.
+func TestTopologyFallsBack(t *testing.T) {
+	t.Parallel()
+	d, in := newDriver(t, downModel{})
+	for line := range int64(4) {
+		pipe(in, line, fmt.Sprint(line), "it is good.")
+	}
+	answerAll(d)
+	fallbacks := topologytest.Output(d, "reviews-fallbacks", serde.String(), serde.Proto[*reviewsv1.Sentence]()).Read()
+	if len(fallbacks) != 4 || fallbacks[0].Value.GetText() != "it is good." {
+		t.Errorf("fallbacks %v", fallbacks)
+	}
+}
+
+// downModel refuses its key.
+type downModel struct{}
+
+func (downModel) ID() llm.ID { return llm.ID{Provider: "openai-compatible", Model: "down"} }
+
+func (m downModel) Generate(context.Context, *llm.Request) (*llm.Response, error) {
+	return nil, &llm.Error{Class: llm.Auth, Model: m.ID(), Err: errors.New("no key")}
+}
+
 // The topics that others are told of are those of the topology.
 func TestTopicsOf(t *testing.T) {
 	t.Parallel()
-	top, err := Build("reviews", func(context.Context, *reviewsv1.Sentence) (*reviewsv1.Sentiment, error) { return nil, nil }).Build()
+	top, err := Build("reviews", &judge{}).Build()
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := top.Describe()
 	topics := TopicsOf("reviews")
-	for _, name := range append([]string{topics.Sentences, topics.Products, topics.Enriched, topics.PerProduct, topics.PerMinute, topics.Loop}, topics.DeadLetters...) {
+	for _, name := range append([]string{topics.Sentences, topics.Products, topics.Enriched, topics.PerProduct, topics.PerMinute, topics.Fallbacks, topics.Loop}, topics.DeadLetters...) {
 		if !strings.Contains(text, " "+name) {
 			t.Errorf("topic %s does not occur in:\n%s", name, text)
 		}

@@ -43,7 +43,7 @@ type Config struct {
 
 // A Server is an [http.Handler] with these routes:
 //
-//	POST /v1/chat/completions   a sentiment for the last user message
+//	POST /v1/chat/completions   a sentiment for the last user message, or the data in it
 //	GET  /v1/models             the one model, "vader"
 //	GET  /stats                 the ledger's figures as JSON
 //	POST /owners/{owner}/died   tells the ledger that a process died
@@ -178,32 +178,62 @@ type responseFormat struct {
 	} `json:"json_schema"`
 }
 
-// text is the last user message: a string, or parts of which the text counts.
+// text is what is to be judged: the last text in data marks of the last user message
+// that has one, else the last user message. So a request to answer again is about
+// what the first one was.
 func (q *request) text() (string, bool) {
+	last, found := "", false
 	for _, m := range slices.Backward(q.Messages) {
 		if m.Role != "user" {
 			continue
 		}
-		var s string
-		if json.Unmarshal(m.Content, &s) == nil {
-			return s, true
-		}
-		var parts []struct {
-			Type string `json:"type"`
-			Text string `json:"text"`
-		}
-		if json.Unmarshal(m.Content, &parts) != nil {
+		s, ok := plainText(m.Content)
+		if !ok {
 			return "", false
 		}
-		var b strings.Builder
-		for _, p := range parts {
-			if p.Type == "text" {
-				b.WriteString(p.Text)
-			}
+		if text, ok := marked(s); ok {
+			return text, true
 		}
-		return b.String(), true
+		if !found {
+			last, found = s, true
+		}
 	}
-	return "", false
+	return last, found
+}
+
+// plainText returns the content of a message: a string, or parts of which the text
+// counts.
+func plainText(content json.RawMessage) (string, bool) {
+	var s string
+	if json.Unmarshal(content, &s) == nil {
+		return s, true
+	}
+	var parts []struct {
+		Type string `json:"type"`
+		Text string `json:"text"`
+	}
+	if json.Unmarshal(content, &parts) != nil {
+		return "", false
+	}
+	var b strings.Builder
+	for _, p := range parts {
+		if p.Type == "text" {
+			b.WriteString(p.Text)
+		}
+	}
+	return b.String(), true
+}
+
+// marked returns the last text between <data> and </data>, the marks that
+// millrace's prompts put around data.
+func marked(s string) (string, bool) {
+	const open, end = "<data>", "</data>"
+	from := strings.LastIndex(s, open)
+	if from < 0 {
+		return "", false
+	}
+	text, _, ok := strings.Cut(s[from+len(open):], end)
+	return strings.ReplaceAll(text, "&lt;", "<"), ok
 }
 
 // refusal is why a request cannot be answered at all.

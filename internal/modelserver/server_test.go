@@ -108,6 +108,19 @@ func TestContentParts(t *testing.T) {
 	}
 }
 
+// Of a request by a prompt the data is judged, also when it is to be answered again.
+func TestMarkedData(t *testing.T) {
+	t.Parallel()
+	_, ts := newServer(t, Config{})
+	_, b, err := post(t.Context(), ts.URL, `{"model":"vader","messages":[`+
+		`{"role":"user","content":"Sentence: <data>i hate it</data>"},{"role":"assistant","content":"{}"},`+
+		`{"role":"user","content":"A great product: <data>great</data> Sentence: <data>i love it!</data> Be positive."},`+
+		`{"role":"assistant","content":"bad"},{"role":"user","content":"Your answer is bad, terrible."}]}`, CallID{})
+	if err != nil || !bytes.Contains(b, []byte("positive (0.6696)")) {
+		t.Fatalf("%v %s", err, b)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	s, ts := newServer(t, Config{})

@@ -107,7 +107,7 @@ func enrichedSentence(line int, rating, score float64) *reviewsv1.EnrichedSenten
 	}
 	return &reviewsv1.EnrichedSentence{
 		Sentence:  &reviewsv1.Sentence{Id: fmt.Sprint(line), Review: "r", Text: "x", Rating: &rating, Line: int64(line)},
-		Sentiment: &reviewsv1.Sentiment{Label: label, Score: score, Model: "m", PromptVersion: "1"},
+		Sentiment: &reviewsv1.Sentiment{Label: label, Score: score},
 		Product:   &reviewsv1.Product{Id: "p", Name: "P"},
 	}
 }

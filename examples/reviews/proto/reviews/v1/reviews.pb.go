@@ -11,6 +11,7 @@ package reviewsv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/millrace/millrace/proto/millrace/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -224,14 +225,9 @@ func (x *Sentence) GetLine() int64 {
 
 // What the model says about a sentence.
 type Sentiment struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Label Label                  `protobuf:"varint,1,opt,name=label,proto3,enum=reviews.v1.Label" json:"label,omitempty"`
-	// From -1, very negative, to 1, very positive.
-	Score float64 `protobuf:"fixed64,2,opt,name=score,proto3" json:"score,omitempty"`
-	// The model that said so, as its server names it.
-	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
-	// The version of the prompt that was asked.
-	PromptVersion string `protobuf:"bytes,4,opt,name=prompt_version,json=promptVersion,proto3" json:"prompt_version,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Label         Label                  `protobuf:"varint,1,opt,name=label,proto3,enum=reviews.v1.Label" json:"label,omitempty"`
+	Score         float64                `protobuf:"fixed64,2,opt,name=score,proto3" json:"score,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -278,20 +274,6 @@ func (x *Sentiment) GetScore() float64 {
 		return x.Score
 	}
 	return 0
-}
-
-func (x *Sentiment) GetModel() string {
-	if x != nil {
-		return x.Model
-	}
-	return ""
-}
-
-func (x *Sentiment) GetPromptVersion() string {
-	if x != nil {
-		return x.PromptVersion
-	}
-	return ""
 }
 
 // A product that reviews are about.
@@ -492,7 +474,7 @@ var File_reviews_v1_reviews_proto protoreflect.FileDescriptor
 const file_reviews_v1_reviews_proto_rawDesc = "" +
 	"\n" +
 	"\x18reviews/v1/reviews.proto\x12\n" +
-	"reviews.v1\x1a\x1bbuf/validate/validate.proto\"\xe9\x01\n" +
+	"reviews.v1\x1a\x1bbuf/validate/validate.proto\x1a\x19millrace/v1/options.proto\"\xe9\x01\n" +
 	"\bSentence\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x02id\x12\"\n" +
@@ -502,14 +484,11 @@ const file_reviews_v1_reviews_proto_rawDesc = "" +
 	"\x06rating\x18\x04 \x01(\x01B\a\xbaH\x04\x12\x02@\x01H\x00R\x06rating\x88\x01\x01\x12.\n" +
 	"\x04kind\x18\x05 \x01(\x0e2\x10.reviews.v1.KindB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x12\x1b\n" +
 	"\x04line\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04lineB\t\n" +
-	"\a_rating\"\x83\x03\n" +
-	"\tSentiment\x123\n" +
-	"\x05label\x18\x01 \x01(\x0e2\x11.reviews.v1.LabelB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05label\x12/\n" +
-	"\x05score\x18\x02 \x01(\x01B\x19\xbaH\x16\x12\x14@\x01\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\xf0\xbfR\x05score\x12\x1d\n" +
-	"\x05model\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05model\x12.\n" +
-	"\x0eprompt_version\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\rpromptVersion:\xc0\x01\xbaH\xbc\x01\x1a\xb9\x01\n" +
-	"\x1asentiment.label_fits_score\x12Ia positive label needs a score of at least 0, a negative one of at most 0\x1aP(this.label != 3 || this.score >= 0.0) && (this.label != 1 || this.score <= 0.0)\"[\n" +
+	"\a_rating\"\xa4\x03\n" +
+	"\tSentiment\x12P\n" +
+	"\x05label\x18\x01 \x01(\x0e2\x11.reviews.v1.LabelB'\xbaH\a\x82\x01\x04\x10\x01 \x00\xf2\xa3$\x19The tone of the sentence.R\x05label\x12_\n" +
+	"\x05score\x18\x02 \x01(\x01BI\xbaH\x16\x12\x14@\x01\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\xf0\xbf\xf2\xa3$,From -1, very negative, to 1, very positive.R\x05score:\xc0\x01\xbaH\xbc\x01\x1a\xb9\x01\n" +
+	"\x1asentiment.label_fits_score\x12Ia positive label needs a score of at least 0, a negative one of at most 0\x1aP(this.label != 3 || this.score >= 0.0) && (this.label != 1 || this.score <= 0.0)J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05R\x05modelR\x0eprompt_version\"[\n" +
 	"\aProduct\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\x12\x1b\n" +
 	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\x12\x1a\n" +
