@@ -162,7 +162,7 @@ func deadLetter(e *millracev1.Entry, step string, class Class, attempts int32, m
 		rec = e.Event
 	}
 	raw := Raw{Topic: src.Topic, Partition: src.Partition, Offset: src.Offset, Timestamp: rec.Timestamp, Headers: fromProtoHeaders(rec.Headers)}
-	headers := append(DeadLetterHeaders(&raw, step, class, message), Header{Key: "millrace.attempts", Value: []byte(strconv.Itoa(int(attempts)))})
+	headers := append(DeadLetterHeaders(&raw, step, class, message, now), Header{Key: "millrace.attempts", Value: []byte(strconv.Itoa(int(attempts)))})
 	headers = append(headers, details...)
 	// The broker refuses timestamps of the future: the original is in the header.
 	return Raw{Key: rec.Key, Value: rec.Value, Timestamp: min(max(rec.Timestamp, 0), now.UnixMilli()), Headers: headers}

@@ -3,14 +3,16 @@ package processors
 import (
 	"slices"
 	"strconv"
+	"time"
 )
 
 // DeadLetterHeaders returns the headers of the dead letter of src: its own,
 // followed by millrace.topic, .partition, .offset and .timestamp (ms since the
-// epoch), which say where it came from, and millrace.step, .class and .message,
-// which say what failed.
-func DeadLetterHeaders(src *Raw, step string, class Class, message string) []Header {
-	headers := slices.Grow(slices.Clone(src.Headers), 8)
+// epoch), which say where it came from, and millrace.step, .class, .message and
+// .failed-at, which say what failed and when. Headers after the last millrace.topic
+// are not the event's.
+func DeadLetterHeaders(src *Raw, step string, class Class, message string, now time.Time) []Header {
+	headers := slices.Grow(slices.Clone(src.Headers), 16)
 	for _, h := range [...][2]string{
 		{"millrace.topic", src.Topic},
 		{"millrace.partition", strconv.Itoa(int(src.Partition))},
@@ -19,6 +21,7 @@ func DeadLetterHeaders(src *Raw, step string, class Class, message string) []Hea
 		{"millrace.step", step},
 		{"millrace.class", string(class)},
 		{"millrace.message", message},
+		{FailedAtHeader, strconv.FormatInt(now.UnixMilli(), 10)},
 	} {
 		headers = append(headers, Header{Key: h[0], Value: []byte(h[1])})
 	}

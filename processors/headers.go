@@ -42,6 +42,21 @@ const (
 	RoundHeader = "millrace.round"
 )
 
+// The headers of an event that was replayed from a dead letter; what becomes of it has
+// them too. Positions are topic/partition/offset.
+const (
+	// ReplayOfHeader is the position of the dead letter.
+	ReplayOfHeader = "millrace.replay-of"
+	// ReplaySourceHeader is that of the record that first held the event.
+	ReplaySourceHeader = "millrace.replay-source"
+	// ReplayPromptHeader is prompt@version: steps with that prompt ask with that version.
+	ReplayPromptHeader = "millrace.replay-prompt"
+)
+
+// FailedAtHeader is when an event was given up, in milliseconds since the epoch, of a
+// dead letter.
+const FailedAtHeader = "millrace.failed-at"
+
 // enrichHeaders returns what p says, as headers.
 func enrichHeaders(p *millracev1.Enrichment, status string) []Header {
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }

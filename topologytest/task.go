@@ -219,7 +219,7 @@ func (t *task) resolve(rec *processors.Raw, err error) bool {
 	case processors.Skip:
 		return true
 	case processors.DeadLetter:
-		t.out = append(t.out, output{t.sub.DeadLetterTopic, -1, deadLetter(rec, e)})
+		t.out = append(t.out, output{t.sub.DeadLetterTopic, -1, deadLetter(rec, e, t.d.now)})
 		return true
 	case processors.Retry:
 		t.retry = true
@@ -230,8 +230,8 @@ func (t *task) resolve(rec *processors.Raw, err error) bool {
 }
 
 // deadLetter is the dead letter of a record, as the engine writes it.
-func deadLetter(rec *processors.Raw, e *processors.Error) processors.Raw {
-	headers := processors.DeadLetterHeaders(rec, e.Step, e.Class, processors.ErrorText(e.Err))
+func deadLetter(rec *processors.Raw, e *processors.Error, now time.Time) processors.Raw {
+	headers := processors.DeadLetterHeaders(rec, e.Step, e.Class, processors.ErrorText(e.Err), now)
 	return processors.Raw{Key: rec.Key, Value: rec.Value, Headers: headers, Timestamp: max(rec.Timestamp, 0)}
 }
 

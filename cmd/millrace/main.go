@@ -40,6 +40,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{name: "demo", args: "[flags]", summary: "enrich review sentences with a real model, exactly once", run: demoCommand},
+		{name: "dlq", args: "COMMAND [flags]", summary: "list, show and replay dead letters", run: dlqCommand},
 		{name: "model-server", args: "[flags]", summary: "serve the demo's model, with faults on demand", run: modelServerCommand},
 		{name: "version", summary: "print the version", run: versionCommand},
 		{name: workerCommandName, hidden: true, run: workerCommand},

@@ -8,9 +8,10 @@ import (
 	"testing"
 )
 
-// The demo starts workers by its own executable: in tests that is this binary.
+// The demo starts workers by its own executable: in tests that is this binary. A test
+// kills a replay.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == workerCommandName {
+	if len(os.Args) > 1 && (os.Args[1] == workerCommandName || os.Args[1] == "dlq") {
 		main()
 	}
 	os.Exit(m.Run())
@@ -50,6 +51,13 @@ func TestCommandLine(t *testing.T) {
 		{"model server, both kinds of fault", "model-server --fault-rate 0.1 --hang 0.1", exitUsage, "", "use it or the flags"},
 		{"model server, more than all", "model-server --hang 1 --cut 1", exitUsage, "", "add up"},
 		{"model server, no address", "model-server --addr 256.0.0.1:0", exitFailed, "", "choose another address"},
+		{"dead letters, no command", "dlq", exitUsage, "", "list, show or replay"},
+		{"dead letters, help", "dlq -h", exitOK, "millrace dlq COMMAND", ""},
+		{"dead letters, unknown command", "dlq drop", exitUsage, "", `no command "drop"`},
+		{"dead letters, mistakes", "dlq list --since x --at t/0 --limit -1", exitUsage, "", "-app: name the application"},
+		{"dead letters, none chosen", "dlq replay --app a --brokers a:1", exitUsage, "", "or replay -all"},
+		{"dead letters, no rate", "dlq replay --app a --brokers a:1 --all --rate 0", exitUsage, "", "-rate 0"},
+		{"dead letters, no letter", "dlq show --app a --brokers a:1", exitUsage, "", "-at: name one letter"},
 		{"worker by hand", workerCommandName, exitUsage, "", "started by"},
 	}
 	for _, tt := range tests {

@@ -13,7 +13,7 @@ import (
 // from and what failed.
 func deadLetter(topic string, r *kgo.Record, e *processors.Error, now time.Time) *kgo.Record {
 	raw := toRaw(r)
-	headers := toHeaders(processors.DeadLetterHeaders(&raw, e.Step, e.Class, processors.ErrorText(e.Err)))
+	headers := toHeaders(processors.DeadLetterHeaders(&raw, e.Step, e.Class, processors.ErrorText(e.Err), now))
 	// A timestamp that no topic takes is replaced: the original is in the header.
 	ts := r.Timestamp
 	if ts.UnixMilli() < 0 || ts.After(now.Add(maxFuture)) {
