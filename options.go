@@ -114,6 +114,15 @@ func MaxTaskIdle(d time.Duration) Option {
 	return func(c *engine.Config) { c.MaxTaskIdle = d }
 }
 
+// StateMemory bounds the memory of the instance's caches of state, in bytes: half of
+// it for rows, half for blocks of the database; default 512 MiB, taken as state grows.
+// A row takes its key, its value and 176 bytes. State that does not fit is read from
+// disk, at several times the CPU per record: bench/README.md has the figures. Beside
+// it the database takes up to 256 MiB for what it has not written to disk yet.
+func StateMemory(bytes int64) Option {
+	return func(c *engine.Config) { c.StateMemory = bytes }
+}
+
 // MaxRowBytes bounds the rows of stores; default 1,000,000, which fits the broker's
 // default max.message.bytes of the changelogs.
 func MaxRowBytes(n int) Option {

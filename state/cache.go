@@ -2,8 +2,9 @@ package state
 
 import "sync/atomic"
 
-// DefaultCacheBytes is the default size of the cache of encoded rows.
-const DefaultCacheBytes = 64 << 20
+// DefaultCacheBytes is the default size of the cache of encoded rows: about 1.2
+// million rows of 40 bytes.
+const DefaultCacheBytes = 256 << 20
 
 // entryOverhead is what an entry costs beside its key and value: its struct, its
 // slot in the map and its place in the ring.

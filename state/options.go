@@ -46,5 +46,5 @@ func (o blockCacheOption) applyPebble(c *pebbleConfig) { c.blockCache = int64(o)
 
 // BlockCache sets the size in bytes of Pebble's cache of blocks, which serves
 // scans, views and rows that are not in the cache of encoded rows. The default
-// is 64 MiB.
+// is 256 MiB.
 func BlockCache(bytes int64) PebbleOption { return blockCacheOption(bytes) }

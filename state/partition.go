@@ -181,6 +181,15 @@ func (p *Partition) Unwritten() (bytes int, since time.Time) {
 	return p.unwritten, p.since
 }
 
+// Full reports whether the rows that wait to be written back take their part of the
+// partition's share of the cache: a quarter, and no more than 16 MiB, so that writing
+// them is no long pause.
+func (p *Partition) Full() bool {
+	return p.unwritten > min(p.cache.budget.share()/4, maxUnwritten)
+}
+
+const maxUnwritten = 16 << 20
+
 // Scanned reports whether a store was scanned since the last [Partition.WriteBack].
 // Scans are fastest over rows that are written back.
 func (p *Partition) Scanned() bool { return p.scanned }

@@ -309,3 +309,45 @@ func TestUnwritten(t *testing.T) {
 	s, cell = p.Store("a"), p.Cell("time")
 	is("reopened", "a=2 c=2 8")
 }
+
+// The rows that wait are bounded over the instance: the more partitions share the
+// cache, the fewer each may keep.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		budget     int64
+		partitions int
+		rows       int // after which a partition is full
+	}{
+		"no cache":       {0, 1, 1},
+		"alone":          {80_000, 1, 105}, // of 192 bytes
+		"one of ten":     {80_000, 10, 11},
+		"16 MiB at most": {1 << 40, 1, 87_382},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			budget := NewCacheBudget(tt.budget)
+			var p *Partition
+			for range tt.partitions {
+				p = NewPartition(NewMemory(), TaskID{}, []Spec{{Name: "a"}}, WithCache(budget))
+			}
+			s := p.Store("a")
+			for n := 0; ; n++ {
+				if p.Full() {
+					if n != tt.rows {
+						t.Errorf("full with %d rows, want %d", n, tt.rows)
+					}
+					break
+				}
+				p.Begin()
+				s.Put(fmt.Appendf(nil, "%08d", n), []byte("12345678"))
+				if err := p.Commit(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := p.WriteBack(&Batch{}); err != nil || p.Full() {
+				t.Errorf("full after they were written: %v", err)
+			}
+		})
+	}
+}

@@ -23,8 +23,10 @@ const (
 	// flush; then writes wait.
 	memTableBytes = 64 << 20
 	maxMemTables  = 4
-	// blockCacheBytes is the default size of the cache of decompressed blocks.
-	blockCacheBytes = 64 << 20
+	// blockCacheBytes is the default size of the cache of decompressed blocks. A row
+	// that neither cache holds costs ten times as much: its block is read, checked
+	// and decompressed.
+	blockCacheBytes = 256 << 20
 )
 
 // Pebble is a [Backend] on disk. Writes are durable after Flush or Close only:
@@ -76,7 +78,7 @@ func OpenPebble(dir string, opts ...PebbleOption) (*Pebble, error) {
 		Logger:                      pebbleLogger{p},
 		EventListener:               p.listener(),
 		DisableWAL:                  true,
-		CacheSize:                   cfg.blockCache,
+		CacheSize:                   cfg.blockCache + maxMemTables*memTableBytes, // memtables are taken out of it
 		MemTableSize:                memTableBytes,
 		MemTableStopWritesThreshold: maxMemTables,
 		ErrorIfNotExists:            cfg.mustExist,

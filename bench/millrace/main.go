@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/pprof"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -54,8 +55,13 @@ func main() {
 		}
 		defer pprof.StopCPUProfile()
 	}
+	memory, err := stateMemory()
+	if err != nil {
+		log.Fatal(err)
+	}
 	var progress progress
 	app, err := millrace.New(b,
+		millrace.StateMemory(memory),
 		millrace.Brokers(*brokers),
 		millrace.StateDir(*dir),
 		millrace.Workers(*threads),
@@ -68,6 +74,16 @@ func main() {
 	if err := app.Run(ctx); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// stateMemory returns STATE_MEMORY of the environment, in bytes; 0, the default of
+// Millrace, if it is not set.
+func stateMemory() (int64, error) {
+	s := os.Getenv("STATE_MEMORY")
+	if s == "" {
+		return 0, nil
+	}
+	return strconv.ParseInt(s, 10, 64)
 }
 
 // progress prints when the first task runs, and the restores from the start of

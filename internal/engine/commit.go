@@ -254,8 +254,6 @@ func (s *session) apply(t *task) error {
 const (
 	// writeEvery is how long committed rows may wait.
 	writeEvery = time.Second
-	// writeBytes is how much memory a task may take for rows that wait.
-	writeBytes = 8 << 20
 	// viewedFor is how long after a view has looked at a task its rows do not wait,
 	// since views see what was written.
 	viewedFor = 10 * time.Second
@@ -264,7 +262,7 @@ const (
 // writeDue reports whether committed rows are to be written back now.
 func (t *task) writeDue(now time.Time) bool {
 	bytes, since := t.part.Unwritten()
-	return bytes > 0 && (bytes >= writeBytes || now.Sub(since) >= writeEvery || t.part.Scanned() ||
+	return bytes > 0 && (t.part.Full() || now.Sub(since) >= writeEvery || t.part.Scanned() ||
 		now.Sub(time.UnixMilli(t.view.looked.Load())) < viewedFor)
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/processors"
+	"github.com/millrace/millrace/state"
 	"github.com/millrace/millrace/topology"
 )
 
@@ -32,6 +33,9 @@ type Config struct {
 	// with the others; default 0: only for inputs known to have data. Negative
 	// never waits (max.task.idle.ms).
 	MaxTaskIdle time.Duration
+	// StateMemory is what the caches of the state may take, in bytes: half of it rows,
+	// half blocks of the database. Default 512 MiB.
+	StateMemory int64
 	// MaxUncommittedBytes ends a cycle early; default 64 MiB.
 	MaxUncommittedBytes int
 	// MaxRowBytes bounds a row of a store; default 1,000,000, which fits the
@@ -80,6 +84,7 @@ func (c *Config) complete() error {
 	errs = append(errs, c.Kafka.Validate()...)
 	def(&c.Workers, 2)
 	def(&c.CommitInterval, 100*time.Millisecond)
+	def(&c.StateMemory, 2*state.DefaultCacheBytes)
 	def(&c.MaxUncommittedBytes, 64<<20)
 	def(&c.MaxRowBytes, 1_000_000)
 	def(&c.Replication, -1)
@@ -92,6 +97,9 @@ func (c *Config) complete() error {
 	}
 	if c.Workers < 0 {
 		errs = append(errs, fmt.Errorf("%d workers: at least 1", c.Workers))
+	}
+	if c.StateMemory < 0 {
+		errs = append(errs, fmt.Errorf("state memory of %d bytes: it must not be negative", c.StateMemory))
 	}
 	if c.CommitInterval < 0 || c.CommitInterval > 10*time.Second {
 		errs = append(errs, fmt.Errorf("commit interval %s: between 1ms and 10s, since it has to fit the rebalance timeout", c.CommitInterval))

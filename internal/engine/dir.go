@@ -36,7 +36,7 @@ func (inst *Instance) openDir() error {
 	if inst.pebble, err = inst.openDatabase(); err != nil {
 		return errors.Join(err, dir.Close())
 	}
-	inst.cache = state.NewCacheBudget(state.DefaultCacheBytes)
+	inst.cache = state.NewCacheBudget(inst.cfg.StateMemory / 2)
 	inst.db, inst.id = inst.pebble, dir.Identity().String()
 	inst.owner = processors.Owner{Instance: inst.id, Incarnation: uuid.NewString()}
 	if stores, subs := dir.Orphans(); len(stores)+len(subs) > 0 {
@@ -60,7 +60,8 @@ func dirOptions(opts []state.StorageOption) []state.DirOption {
 // openDatabase opens the database, or, if it is damaged, moves it aside and makes
 // a new one, which is restored from the changelogs.
 func (inst *Instance) openDatabase() (*state.Pebble, error) {
-	db, err := inst.dir.OpenBackend()
+	blocks := state.BlockCache(inst.cfg.StateMemory / 2)
+	db, err := inst.dir.OpenBackend(blocks)
 	if !errors.Is(err, state.ErrCorrupt) {
 		return db, err
 	}
@@ -69,7 +70,7 @@ func (inst *Instance) openDatabase() (*state.Pebble, error) {
 		return nil, errors.Join(err, qerr)
 	}
 	inst.log.Error("the database is damaged: it was moved aside and is rebuilt from the changelogs", "moved", moved, "error", err)
-	return inst.dir.OpenBackend()
+	return inst.dir.OpenBackend(blocks)
 }
 
 // closeDir flushes and closes the database and gives the directory free.
