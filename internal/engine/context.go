@@ -81,12 +81,16 @@ func (t *task) wasRefused(r *kgo.Record) bool {
 }
 
 func (t *task) checkOutput(r *kgo.Record) *processors.Error {
-	switch size, limit := recordSize(r), t.inst.limit(r.Topic); {
+	if t.limitOf != r.Topic { // topics change seldom
+		t.limitOf, t.maxSize = r.Topic, t.inst.limit(r.Topic)
+	}
+	at := r.Timestamp.UnixMilli()
+	switch size, limit := recordSize(r), t.maxSize; {
 	case size > limit:
 		return produceError(r.Topic, "the record has %d bytes, %s takes %d (max.message.bytes): make it smaller or raise the limit", size, r.Topic, limit)
-	case r.Timestamp.UnixMilli() < 0:
-		return produceError(r.Topic, "negative timestamp %d: set the record's timestamp", r.Timestamp.UnixMilli())
-	case r.Timestamp.After(t.now.Add(maxFuture)):
+	case at < 0:
+		return produceError(r.Topic, "negative timestamp %d: set the record's timestamp", at)
+	case at > t.now.UnixMilli()+maxFuture.Milliseconds():
 		return produceError(r.Topic, "timestamp %s is more than %s ahead of the wall clock, which the broker refuses", r.Timestamp.UTC().Format(time.RFC3339), maxFuture)
 	}
 	return nil

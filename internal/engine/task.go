@@ -64,6 +64,9 @@ type task struct {
 	retryAt   time.Time // it waits to process the record at its head again
 	attempts  int       // of the record at its head
 	condemned map[position]error
+	// maxSize is the most bytes a record of limitOf may have: the topic written last.
+	limitOf string
+	maxSize int
 	// refusedDeadLetter is a record whose dead letter the broker refused, and
 	// refused are outputs without a source record that it refused: those become
 	// dead letters themselves.
@@ -131,7 +134,11 @@ func (t *task) run(any) {
 // reports whether the task goes on.
 func (t *task) step(in *input, r *kgo.Record) bool {
 	at := position{r.Topic, r.Partition, r.Offset}
-	err, suspect := t.condemned[at]
+	var err error
+	suspect := false
+	if len(t.condemned) > 0 {
+		err, suspect = t.condemned[at]
+	}
 	switch {
 	case suspect && in.loop:
 		// The broker refused what an outcome made: its event takes the blame.
@@ -142,7 +149,9 @@ func (t *task) step(in *input, r *kgo.Record) bool {
 	if err != nil && !t.resolve(r, err) {
 		return false
 	}
-	delete(t.condemned, at)
+	if suspect {
+		delete(t.condemned, at)
+	}
 	t.attempts = 0
 	t.records++
 	t.last = at
