@@ -78,6 +78,62 @@ func (Urgency) EnumDescriptor() ([]byte, []int) {
 	return file_support_v1_support_proto_rawDescGZIP(), []int{0}
 }
 
+// Category says who has to look at it.
+type Category int32
+
+const (
+	Category_CATEGORY_UNSPECIFIED Category = 0
+	Category_CATEGORY_OUTAGE      Category = 1
+	Category_CATEGORY_BILLING     Category = 2
+	Category_CATEGORY_ACCOUNT     Category = 3
+	Category_CATEGORY_OTHER       Category = 4
+)
+
+// Enum value maps for Category.
+var (
+	Category_name = map[int32]string{
+		0: "CATEGORY_UNSPECIFIED",
+		1: "CATEGORY_OUTAGE",
+		2: "CATEGORY_BILLING",
+		3: "CATEGORY_ACCOUNT",
+		4: "CATEGORY_OTHER",
+	}
+	Category_value = map[string]int32{
+		"CATEGORY_UNSPECIFIED": 0,
+		"CATEGORY_OUTAGE":      1,
+		"CATEGORY_BILLING":     2,
+		"CATEGORY_ACCOUNT":     3,
+		"CATEGORY_OTHER":       4,
+	}
+)
+
+func (x Category) Enum() *Category {
+	p := new(Category)
+	*p = x
+	return p
+}
+
+func (x Category) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Category) Descriptor() protoreflect.EnumDescriptor {
+	return file_support_v1_support_proto_enumTypes[1].Descriptor()
+}
+
+func (Category) Type() protoreflect.EnumType {
+	return &file_support_v1_support_proto_enumTypes[1]
+}
+
+func (x Category) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Category.Descriptor instead.
+func (Category) EnumDescriptor() ([]byte, []int) {
+	return file_support_v1_support_proto_rawDescGZIP(), []int{1}
+}
+
 // Ticket is what a customer writes.
 type Ticket struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -86,6 +142,7 @@ type Ticket struct {
 	Text     string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
 	// Never leaves the company.
 	Email         string `protobuf:"bytes,4,opt,name=email,proto3" json:"email,omitempty"`
+	Id            string `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -148,12 +205,21 @@ func (x *Ticket) GetEmail() string {
 	return ""
 }
 
+func (x *Ticket) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 // Triage is what the model says of a ticket.
 type Triage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Evidence      string                 `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	Urgency       Urgency                `protobuf:"varint,2,opt,name=urgency,proto3,enum=support.v1.Urgency" json:"urgency,omitempty"`
 	Summary       string                 `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
+	Category      *Category              `protobuf:"varint,4,opt,name=category,proto3,enum=support.v1.Category,oneof" json:"category,omitempty"`
+	Reply         *string                `protobuf:"bytes,5,opt,name=reply,proto3,oneof" json:"reply,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -209,27 +275,118 @@ func (x *Triage) GetSummary() string {
 	return ""
 }
 
+func (x *Triage) GetCategory() Category {
+	if x != nil && x.Category != nil {
+		return *x.Category
+	}
+	return Category_CATEGORY_UNSPECIFIED
+}
+
+func (x *Triage) GetReply() string {
+	if x != nil && x.Reply != nil {
+		return *x.Reply
+	}
+	return ""
+}
+
+// Case is a ticket that was triaged.
+type Case struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ticket        string                 `protobuf:"bytes,1,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	Customer      string                 `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
+	Triage        *Triage                `protobuf:"bytes,3,opt,name=triage,proto3" json:"triage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Case) Reset() {
+	*x = Case{}
+	mi := &file_support_v1_support_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Case) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Case) ProtoMessage() {}
+
+func (x *Case) ProtoReflect() protoreflect.Message {
+	mi := &file_support_v1_support_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Case.ProtoReflect.Descriptor instead.
+func (*Case) Descriptor() ([]byte, []int) {
+	return file_support_v1_support_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Case) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
+func (x *Case) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *Case) GetTriage() *Triage {
+	if x != nil {
+		return x.Triage
+	}
+	return nil
+}
+
 var File_support_v1_support_proto protoreflect.FileDescriptor
 
 const file_support_v1_support_proto_rawDesc = "" +
 	"\n" +
 	"\x18support/v1/support.proto\x12\n" +
-	"support.v1\x1a\x1bbuf/validate/validate.proto\x1a\x19millrace/v1/options.proto\"n\n" +
+	"support.v1\x1a\x1bbuf/validate/validate.proto\x1a\x19millrace/v1/options.proto\"~\n" +
 	"\x06Ticket\x12\x1a\n" +
 	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x1a\n" +
-	"\x05email\x18\x04 \x01(\tB\x04\xe8\xa3$\x01R\x05email\"\xba\x01\n" +
+	"\x05email\x18\x04 \x01(\tB\x04\xe8\xa3$\x01R\x05email\x12\x0e\n" +
+	"\x02id\x18\x05 \x01(\tR\x02id\"\xf7\x02\n" +
 	"\x06Triage\x12Q\n" +
 	"\bevidence\x18\x01 \x01(\tB5\xbaH\ar\x05\x10\x01\x18\x90\x03\xf2\xa3$'The words of the ticket that decide it.R\bevidence\x129\n" +
 	"\aurgency\x18\x02 \x01(\x0e2\x13.support.v1.UrgencyB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\aurgency\x12\"\n" +
-	"\asummary\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\asummary*[\n" +
+	"\asummary\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\asummary\x12A\n" +
+	"\bcategory\x18\x04 \x01(\x0e2\x14.support.v1.CategoryB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00H\x00R\bcategory\x88\x01\x01\x12a\n" +
+	"\x05reply\x18\x05 \x01(\tBF\xbaH\ar\x05\x10\x01\x18\xd8\x04\xf2\xa3$8A friendly answer to the customer that promises nothing.H\x01R\x05reply\x88\x01\x01B\v\n" +
+	"\t_categoryB\b\n" +
+	"\x06_reply\"\x80\x01\n" +
+	"\x04Case\x12\x1f\n" +
+	"\x06ticket\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06ticket\x12#\n" +
+	"\bcustomer\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\bcustomer\x122\n" +
+	"\x06triage\x18\x03 \x01(\v2\x12.support.v1.TriageB\x06\xbaH\x03\xc8\x01\x01R\x06triage*[\n" +
 	"\aUrgency\x12\x17\n" +
 	"\x13URGENCY_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vURGENCY_LOW\x10\x01\x12\x10\n" +
 	"\fURGENCY_HIGH\x10\x02\x12\x14\n" +
-	"\x10URGENCY_CRITICAL\x10\x03BJZHgithub.com/millrace/millrace/examples/support/proto/support/v1;supportv1b\x06proto3"
+	"\x10URGENCY_CRITICAL\x10\x03*y\n" +
+	"\bCategory\x12\x18\n" +
+	"\x14CATEGORY_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCATEGORY_OUTAGE\x10\x01\x12\x14\n" +
+	"\x10CATEGORY_BILLING\x10\x02\x12\x14\n" +
+	"\x10CATEGORY_ACCOUNT\x10\x03\x12\x12\n" +
+	"\x0eCATEGORY_OTHER\x10\x04BJZHgithub.com/millrace/millrace/examples/support/proto/support/v1;supportv1b\x06proto3"
 
 var (
 	file_support_v1_support_proto_rawDescOnce sync.Once
@@ -243,20 +400,24 @@ func file_support_v1_support_proto_rawDescGZIP() []byte {
 	return file_support_v1_support_proto_rawDescData
 }
 
-var file_support_v1_support_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_support_v1_support_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_support_v1_support_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_support_v1_support_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_support_v1_support_proto_goTypes = []any{
 	(Urgency)(0),   // 0: support.v1.Urgency
-	(*Ticket)(nil), // 1: support.v1.Ticket
-	(*Triage)(nil), // 2: support.v1.Triage
+	(Category)(0),  // 1: support.v1.Category
+	(*Ticket)(nil), // 2: support.v1.Ticket
+	(*Triage)(nil), // 3: support.v1.Triage
+	(*Case)(nil),   // 4: support.v1.Case
 }
 var file_support_v1_support_proto_depIdxs = []int32{
 	0, // 0: support.v1.Triage.urgency:type_name -> support.v1.Urgency
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1, // 1: support.v1.Triage.category:type_name -> support.v1.Category
+	3, // 2: support.v1.Case.triage:type_name -> support.v1.Triage
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_support_v1_support_proto_init() }
@@ -264,13 +425,14 @@ func file_support_v1_support_proto_init() {
 	if File_support_v1_support_proto != nil {
 		return
 	}
+	file_support_v1_support_proto_msgTypes[1].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_support_v1_support_proto_rawDesc), len(file_support_v1_support_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   2,
+			NumEnums:      2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
