@@ -104,7 +104,7 @@ func (m *Model) Generate(ctx context.Context, req *llm.Request) (*llm.Response, 
 	}
 	u := msg.Usage
 	usage := llm.Usage{
-		Input: u.InputTokens + u.CacheCreationInputTokens + u.CacheReadInputTokens, Cached: u.CacheReadInputTokens,
+		Input: u.InputTokens + u.CacheCreationInputTokens + u.CacheReadInputTokens, Cached: u.CacheReadInputTokens, Written: u.CacheCreationInputTokens,
 		Output: u.OutputTokens, Reasoning: u.OutputTokensDetails.ThinkingTokens,
 	}
 	var b strings.Builder

@@ -113,7 +113,7 @@ func answerOpenAI(c *Call, r Reply) any {
 		"choices": []object{{"index": 0, "message": message, "finish_reason": finish}},
 		"usage": object{
 			"prompt_tokens": r.Usage.Input, "completion_tokens": r.Usage.Output, "total_tokens": r.Usage.Input + r.Usage.Output,
-			"prompt_tokens_details":     object{"cached_tokens": r.Usage.Cached},
+			"prompt_tokens_details":     object{"cached_tokens": r.Usage.Cached, "cache_write_tokens": r.Usage.Written},
 			"completion_tokens_details": object{"reasoning_tokens": r.Usage.Reasoning},
 		},
 	}
@@ -185,7 +185,7 @@ func answerAnthropic(c *Call, r Reply) any {
 		"id": fmt.Sprintf("msg_%d", c.N), "type": "message", "role": "assistant", "model": c.Model,
 		"content": []object{{"type": "text", "text": r.Text}}, "stop_reason": stop, "stop_sequence": nil,
 		"usage": object{
-			"input_tokens": r.Usage.Input - r.Usage.Cached, "cache_read_input_tokens": r.Usage.Cached, "cache_creation_input_tokens": 0,
+			"input_tokens": r.Usage.Input - r.Usage.Cached - r.Usage.Written, "cache_read_input_tokens": r.Usage.Cached, "cache_creation_input_tokens": r.Usage.Written,
 			"output_tokens": r.Usage.Output, "output_tokens_details": object{"thinking_tokens": r.Usage.Reasoning},
 		},
 	}

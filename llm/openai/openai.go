@@ -127,7 +127,7 @@ func (m *Model) Generate(ctx context.Context, req *llm.Request) (*llm.Response, 
 		return nil, x.Fail(ctx, m.id, readFault, judge)
 	}
 	usage := llm.Usage{
-		Input: c.Usage.Prompt, Cached: c.Usage.PromptDetails.Cached,
+		Input: c.Usage.Prompt, Cached: c.Usage.PromptDetails.Cached, Written: c.Usage.PromptDetails.Written,
 		Output: c.Usage.Completion, Reasoning: c.Usage.CompletionDetails.Reasoning,
 	}
 	text := x.Text(c.Choices[0].Message.Content)
@@ -162,7 +162,8 @@ type completion struct {
 		Prompt        int64 `json:"prompt_tokens"`
 		Completion    int64 `json:"completion_tokens"`
 		PromptDetails struct {
-			Cached int64 `json:"cached_tokens"`
+			Cached  int64 `json:"cached_tokens"`
+			Written int64 `json:"cache_write_tokens"`
 		} `json:"prompt_tokens_details"`
 		CompletionDetails struct {
 			Reasoning int64 `json:"reasoning_tokens"`
