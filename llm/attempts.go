@@ -179,13 +179,13 @@ func (r *run) attempt(ctx context.Context, m Model) (Attempt, error) {
 		done(nil, a.Err)
 		a.Usage = a.Err.Usage
 		r.Failures = append(r.Failures, a.Err)
-		if a.Usage == (Usage{}) && a.Err.unsure() {
-			r.Unsure += worst
-		}
 	} else {
 		done(a.Response, nil)
 		a.Usage = a.Response.Usage
 		r.Response = a.Response
+	}
+	if a.Usage == (Usage{}) && (a.Err == nil || a.Err.unsure()) {
+		r.Unsure = r.Unsure.Add(worst)
 	}
 	r.charge(&a)
 	return a, nil
@@ -222,26 +222,22 @@ func generate(ctx context.Context, m Model, req *Request, timeout time.Duration)
 	return nil, e
 }
 
-// worst returns what the attempt can cost at most, 0 if that is not known and need
-// not be. It refuses one that the call's money does not cover.
-func (r *run) worst(id ID, req *Request, now time.Time) (Micros, error) {
-	if r.c.Prices == nil {
-		if r.call.Money > 0 {
-			return 0, &Error{Class: Invalid, Model: id, Err: errors.New("a call with Money needs Prices")}
-		}
-		return 0, nil
-	}
-	price, known := r.c.Prices.At(id, now)
-	worst, err := price.Worst(req)
-	switch {
-	case r.call.Money <= 0:
+// worst returns what the attempt can take at most, 0 of what is not known and need not
+// be. It refuses one that the call's limit does not cover.
+func (r *run) worst(id ID, req *Request, now time.Time) (Amount, error) {
+	worst, err := r.c.Prices.Worst(id, req, now)
+	limit := r.call.Limit
+	if limit == nil {
 		return worst, nil
-	case !known:
-		return 0, &Error{Class: Invalid, Model: id, Err: r.c.Prices.Check(now, id)}
+	}
+	if err == nil && limit.Money != NoLimit {
+		err = r.c.Prices.Check(now, id)
+	}
+	switch left := limit.Less(r.Spent()); {
 	case err != nil:
-		return 0, &Error{Class: Invalid, Model: id, Err: err}
-	case r.Spent()+worst > r.call.Money:
-		return 0, &Error{Class: OverBudget, Model: id, Err: fmt.Errorf("an attempt may cost %s, and of the %s reserved %s are spent", worst, r.call.Money, r.Spent())}
+		return Amount{}, &Error{Class: Invalid, Model: id, Err: err}
+	case !left.Covers(worst):
+		return Amount{}, &Error{Class: OverBudget, Model: id, Err: fmt.Errorf("an attempt may take %s, and %s is left of the %s reserved", worst, left, *limit)}
 	}
 	return worst, nil
 }

@@ -104,6 +104,18 @@ type Limiter interface {
 	Reserve(ctx context.Context, model ID, req *Request, since time.Time) (done func(*Response, error), err error)
 }
 
+// A Sharer is a [Limiter] that keeps to this instance's part of its limits: the
+// partitions that it owns by all partitions of the steps that share them, which needs no
+// coordination. Safe for concurrent use.
+type Sharer interface {
+	Limiter
+	// Join says that a step uses the limits, before any instance of it runs.
+	Join(step string)
+	// Own says that the instance owns one of a number of partitions of the step, until
+	// release is called.
+	Own(step string, partitions int) (release func())
+}
+
 // CallerConfig is what a [Caller] is made of. All but Chain may be left out.
 type CallerConfig struct {
 	// Chain has at least one model: the first is asked first.
@@ -113,7 +125,7 @@ type CallerConfig struct {
 	Breakers *Breakers
 	// Limiter is shared by the callers of an instance; nil admits everything.
 	Limiter Limiter
-	// Prices is needed for costs and for calls with Money.
+	// Prices is needed for costs and for calls with a limit of money.
 	Prices *PriceTable
 	// OnAttempt is told of each attempt when it has ended, on the goroutine of the
 	// call: it should return quickly.
@@ -170,6 +182,11 @@ func (c *Caller) Models() []ID {
 	return ids
 }
 
+// Takes reports whether a link behind the first model names a class of failure.
+func (c *Caller) Takes(class Class) bool {
+	return slices.ContainsFunc(c.Chain[1:], func(l Link) bool { return slices.Contains(l.For, class) })
+}
+
 // Admit says whether a call would be refused now because the breakers of all models
 // that it could reach are open, and when the first of them lets calls pass: zero if
 // that depends on [Breakers.Reset] or on calls that are out. Ask before a call is
@@ -213,11 +230,11 @@ type Call struct {
 	Request func(ID) (*Request, error)
 	// From is the link of the chain to begin at.
 	From int
-	// Money is what was reserved for the call (see [Budget]); 0 sets no bound. An
-	// attempt that could cost more than is left of it is not made: the class is then
+	// Limit is what was reserved for the call (see [Budget]); nil sets no bound. An
+	// attempt that could take more than is left of it is not made: the class is then
 	// OverBudget, which leads on to a cheaper model of the chain. An answer that was
 	// paid for is never thrown away.
-	Money Micros
+	Limit *Amount
 }
 
 // A Result says how a call went, whether it was answered or not.
@@ -236,14 +253,17 @@ type Result struct {
 	// had a price.
 	Cost      Micros
 	CostKnown bool
-	// Unsure is the most that those attempts may have cost of which the provider told
-	// no usage although it may have answered: timeouts and answers cut short. It needs
-	// a price and MaxTokens. Settle a [Hold] with Cost + Unsure.
-	Unsure Micros
+	// Unsure is the most that those attempts may have taken of which the provider told
+	// no usage although it answered or may have: timeouts, answers cut short, servers
+	// that count no tokens. It needs MaxTokens, and for money a price.
+	Unsure Amount
 }
 
-// Spent returns what a hold is to be settled with: the cost and what is unsure.
-func (r *Result) Spent() Micros { return r.Cost + r.Unsure }
+// Spent returns what a [Hold] is to be settled with: the cost, the tokens and what is
+// unsure.
+func (r *Result) Spent() Amount {
+	return Amount{r.Cost, r.Usage.Input + r.Usage.Output}.Add(r.Unsure)
+}
 
 // An Attempt is one request to one model, as [CallerConfig.OnAttempt] sees it.
 type Attempt struct {

@@ -223,8 +223,8 @@ func TestSummedUsage(t *testing.T) {
 		}
 		// The timeout may have cost the worst of small: 42 bytes of input at 1 $/M and
 		// 5 tokens of output at 2.
-		want := Result{Response: res.Response, Model: big, Attempts: 4, Failures: res.Failures, Usage: Usage{Input: 2_000_000, Output: 1_000_000}, Cost: Dollars(1 + 10 + 20), CostKnown: true, Unsure: 52}
-		if res.Usage != want.Usage || res.Cost != want.Cost || !res.CostKnown || res.Unsure != want.Unsure || res.Attempts != 4 || len(res.Failures) != 3 || res.Spent() != want.Cost+52 {
+		want := Result{Response: res.Response, Model: big, Attempts: 4, Failures: res.Failures, Usage: Usage{Input: 2_000_000, Output: 1_000_000}, Cost: Dollars(1 + 10 + 20), CostKnown: true, Unsure: Amount{52, 47}}
+		if res.Usage != want.Usage || res.Cost != want.Cost || !res.CostKnown || res.Unsure != want.Unsure || res.Attempts != 4 || len(res.Failures) != 3 || res.Spent() != (Amount{want.Cost + 52, 3_000_047}) {
 			t.Errorf("got %+v\nwant %+v", res, want)
 		}
 		actions := []Action{ActionRetry, ActionRetry, ActionNextModel, ""}
@@ -244,32 +244,36 @@ func TestSummedUsage(t *testing.T) {
 func TestMoney(t *testing.T) {
 	t.Parallel()
 	timeout := step{takes: time.Hour}
+	dollars := func(m Micros) Amount { return Amount{m, NoLimit} }
 	for _, row := range []struct {
 		name  string
-		money Micros
+		limit Amount
 		chain func() []Link
 		want  ID
 		class Class
 		asks  int
 	}{
-		{"enough for one", 52, func() []Link { return chain(script(small, step{})) }, small, "", 1},
-		{"not enough", 51, func() []Link { return chain(script(small, step{})) }, ID{}, OverBudget, 0},
-		{"a timeout may have been paid", 103, func() []Link { return chain(script(small, timeout)) }, ID{}, OverBudget, 1},
-		{"enough for two", 104, func() []Link { return chain(script(small, timeout, step{})) }, small, "", 2},
-		{"a failure that cost nothing", 52, func() []Link { return chain(script(small, fails(Unavailable), step{})) }, small, "", 2},
-		{"cheaper model", 52, func() []Link { return chain(script(big, step{}), script(small, step{})) }, small, "", 1},
-		{"no price", 1000, func() []Link { return chain(script(ID{"who", "knows"}, step{})) }, ID{}, Invalid, 0},
+		{"enough for one", dollars(52), func() []Link { return chain(script(small, step{})) }, small, "", 1},
+		{"not enough", dollars(51), func() []Link { return chain(script(small, step{})) }, ID{}, OverBudget, 0},
+		{"a timeout may have been paid", dollars(103), func() []Link { return chain(script(small, timeout)) }, ID{}, OverBudget, 1},
+		{"enough for two", dollars(104), func() []Link { return chain(script(small, timeout, step{})) }, small, "", 2},
+		{"a failure that cost nothing", dollars(52), func() []Link { return chain(script(small, fails(Unavailable), step{})) }, small, "", 2},
+		{"cheaper model", dollars(52), func() []Link { return chain(script(big, step{}), script(small, step{})) }, small, "", 1},
+		{"enough tokens for one", Amount{NoLimit, 47}, func() []Link { return chain(script(small, step{})) }, small, "", 1},
+		{"not enough tokens", Amount{NoLimit, 46}, func() []Link { return chain(script(small, step{})) }, ID{}, OverBudget, 0},
+		{"tokens of a timeout", Amount{NoLimit, 93}, func() []Link { return chain(script(small, timeout)) }, ID{}, OverBudget, 1},
+		{"no price", dollars(1000), func() []Link { return chain(script(ID{"who", "knows"}, step{})) }, ID{}, Invalid, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				c := mustCaller(t, CallerConfig{Chain: row.chain(), Prices: testPrices(t)})
-				res, err := c.Do(t.Context(), Call{Request: question, Money: row.money})
+				res, err := c.Do(t.Context(), Call{Request: question, Limit: &row.limit})
 				if row.class == "" && (err != nil || res.Model != row.want) || row.class != "" && ClassOf(err) != row.class {
 					t.Errorf("got %s, %v", res.Model, err)
 				}
-				if res.Attempts != row.asks || res.Spent() > row.money {
-					t.Errorf("%d attempts, spent %s of %s", res.Attempts, res.Spent(), row.money)
+				if res.Attempts != row.asks || !row.limit.Covers(res.Spent()) {
+					t.Errorf("%d attempts, spent %s of %s", res.Attempts, res.Spent(), row.limit)
 				}
 			})
 		})

@@ -65,24 +65,24 @@ func ExampleCaller() {
 }
 
 func ExampleBudget() {
-	day := llm.Budget{Limit: llm.Dollars(1), Window: 24 * time.Hour}
+	day := llm.Budget{Limit: llm.Amount{Money: llm.Dollars(1), Tokens: llm.NoLimit}, Window: 24 * time.Hour}
 	now := time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC)
-	hold, err := day.Reserve(now, 700_000) // in the transaction that makes the call possible
+	hold, err := day.Reserve(now, llm.Amount{Money: 700_000}) // in the transaction that makes the call possible
 	if err != nil {
 		panic(err)
 	}
-	_, err = day.Reserve(now, 400_000)
+	_, err = day.Reserve(now, llm.Amount{Money: 400_000})
 	fmt.Println(err)
-	day.Settle(hold, 120_000) // in the one that takes its outcome
+	day.Settle(hold, llm.Amount{Money: 120_000}) // in the one that takes its outcome
 	fmt.Println(day.Left())
 	// Output:
 	// the budget of $1.000000 does not cover $0.400000: $0.000000 spent, $0.700000 reserved; it covers it from 2026-11-25T00:00:00Z
 	// $0.880000
 }
 
-func ExampleMicros_Share() {
+func ExampleAmount_Share() {
 	for partition := range 3 {
-		fmt.Println(llm.Dollars(10).Share(partition, 3))
+		fmt.Println(llm.Amount{Money: llm.Dollars(10), Tokens: llm.NoLimit}.Share(partition, 3))
 	}
 	// Output:
 	// $3.333334

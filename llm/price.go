@@ -103,7 +103,7 @@ func (p Price) Worst(req *Request) (Micros, error) {
 	if req.MaxTokens <= 0 {
 		return 0, errors.New("llm: the cost of a request without MaxTokens has no bound; set MaxTokens")
 	}
-	input := int64(req.Bytes() + 16*(len(req.Messages)+1))
+	input := req.worstInput()
 	worst := Micros(0)
 	short := p
 	short.LongOver = 0
@@ -117,6 +117,24 @@ func (p Price) Worst(req *Request) (Micros, error) {
 		}
 	}
 	return worst, nil
+}
+
+// worstInput is the most tokens that the input can have.
+func (r *Request) worstInput() int64 { return int64(r.Bytes() + 16*(len(r.Messages)+1)) }
+
+// Worst returns the most that an attempt at a request can take, as [Price.Worst] says;
+// without a price no money. It fails, and returns 0, if MaxTokens is not set. t may be
+// nil.
+func (t *PriceTable) Worst(id ID, req *Request, at time.Time) (Amount, error) {
+	price := Price{}
+	if t != nil {
+		price, _ = t.At(id, at)
+	}
+	money, err := price.Worst(req)
+	if err != nil {
+		return Amount{}, err
+	}
+	return Amount{money, req.worstInput() + int64(req.MaxTokens)}, nil
 }
 
 // Bytes returns the size of what is sent of a request: its texts and its schema.
@@ -297,8 +315,11 @@ func (t *PriceTable) At(id ID, at time.Time) (Price, bool) {
 }
 
 // Cost returns what an attempt at a time cost; known is false if the table does not
-// say, and the cost then 0.
+// say, and the cost then 0. t may be nil: it has no prices.
 func (t *PriceTable) Cost(id ID, u Usage, at time.Time) (cost Micros, known bool) {
+	if t == nil {
+		return 0, false
+	}
 	p, ok := t.At(id, at)
 	if !ok {
 		return 0, false
@@ -307,8 +328,11 @@ func (t *PriceTable) Cost(id ID, u Usage, at time.Time) (cost Micros, known bool
 }
 
 // Check reports the models that have no price at a time: what a configuration with
-// budgets is checked by.
+// budgets is checked by. t may be nil: it has no prices.
 func (t *PriceTable) Check(at time.Time, ids ...ID) error {
+	if t == nil {
+		t = &PriceTable{}
+	}
 	var errs []error
 	for _, id := range ids {
 		if _, ok := t.At(id, at); !ok {

@@ -70,8 +70,11 @@ type AsyncConfig struct {
 
 // falls reports whether an event that ends for the reason is a fallback.
 func (c *AsyncConfig) falls(r millracev1.Failure_Reason) bool {
-	if r == millracev1.Failure_REASON_BREAKER_OPEN {
+	switch r {
+	case millracev1.Failure_REASON_BREAKER_OPEN:
 		return c.OpenFallback
+	case millracev1.Failure_REASON_OVER_BUDGET:
+		return true // the budget says so
 	}
 	return c.Fallback
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
@@ -50,6 +51,8 @@ type request struct {
 	resolved   []byte
 	unresolved string
 	progress   []byte // of the rounds before
+	reserved   []byte
+	sent       atomic.Bool // something that may have been paid for
 }
 
 func (q *request) outcome() *millracev1.Outcome {

@@ -9,7 +9,7 @@ import (
 )
 
 // FallbackHeader is the header of an event that was forwarded without an answer;
-// its value says why: error, deadline, max-wait, too-large or breaker-open.
+// its value says why: error, deadline, max-wait, too-large, breaker-open or over-budget.
 const FallbackHeader = "millrace.fallback"
 
 // An AsyncStep is the typed description of an asynchronous step.

@@ -37,9 +37,15 @@ func (a *Async) loop(rec *Raw, cause error) error {
 		return &Error{Class: ClassDecode, Step: a.cfg.Step, Err: fmt.Errorf("loop record: %w", err)}
 	}
 	h := a.byID[o.Id]
-	switch {
-	case h == nil || h.ask < 0 || h.round != o.Round:
+	if h == nil || h.ask < 0 || h.round != o.Round {
 		a.task.Drop(a.cfg.Step, "stale-outcome")
+		return a.proceed()
+	}
+	settled, err := a.settlement(h, o)
+	if err != nil {
+		return err
+	}
+	switch {
 	case o.GetAgain() != nil && cause != nil:
 		err = a.settle(h, refused(o, cause), nil)
 	case o.GetAgain() != nil:
@@ -50,6 +56,9 @@ func (a *Async) loop(rec *Raw, cause error) error {
 		a.task.Drop(a.cfg.Step, "stale-release")
 	default:
 		err = a.released(h)
+	}
+	if err == nil && settled != nil {
+		err = settled()
 	}
 	if err != nil {
 		return err
@@ -66,7 +75,7 @@ func (a *Async) proceed() error {
 		if err != nil {
 			return err
 		}
-		if err := a.ask(h, e); err != nil {
+		if _, err := a.ask(h, e); err != nil {
 			return err
 		}
 	}
@@ -81,7 +90,7 @@ func (a *Async) released(h *head) error {
 		return err
 	}
 	a.change()
-	e.Ask.Instance, e.Ask.Incarnation = "", ""
+	e.Ask.Instance, e.Ask.Incarnation, e.Reserved = "", "", nil
 	a.alter(h, func() { h.state = headReady })
 	return a.put(&h.row, e)
 }
@@ -101,7 +110,7 @@ func (a *Async) again(h *head, o *millracev1.Outcome) error {
 		return a.settle(h, refused(o, err), nil)
 	}
 	e.Round, e.Progress = e.Round+1, o.Progress
-	e.Ask.Instance, e.Ask.Incarnation = "", ""
+	e.Ask.Instance, e.Ask.Incarnation, e.Reserved = "", "", nil
 	if size, limit := len(h.key)+proto.Size(e), a.task.MaxRowBytes()-rowReserve; size > limit {
 		q := &request{id: o.Id, round: o.Round, ask: o.Ask}
 		f := q.failure(millracev1.Failure_REASON_TOO_LARGE, ClassState, fmt.Sprintf(
@@ -293,7 +302,7 @@ func (a *Async) hold(h *head, o *millracev1.Outcome) error {
 	}
 	a.change()
 	place := h.row
-	e.Outcome, e.Resolved = o, nil
+	e.Outcome, e.Resolved, e.Reserved = o, nil, nil
 	if err := a.put(&place, e); err != nil {
 		return err
 	}
@@ -328,6 +337,9 @@ func (a *Async) end(s settled) {
 func (a *Async) promote(h *head) error {
 	l := h.lane
 	a.remove(h)
+	if h.state == headReady {
+		a.wakeFirst(h.wait.row) // it will not
+	}
 	if l.waiting == 0 {
 		if a.lanes[l.prefix] == l {
 			delete(a.lanes, l.prefix)

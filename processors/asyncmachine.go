@@ -46,9 +46,19 @@ type Async struct {
 	inherited map[*head]struct{}
 	ours      int // heads asked by this process
 	finished  map[int64]row
+	queues    queues // heads that wait for budgets
 	asyncCounts
 
 	unschedule func()
+	closed     func() // what Close does; may be nil
+}
+
+// Close ends the step's part in what the instance shares.
+func (a *Async) Close() error {
+	if a.closed != nil {
+		a.closed()
+	}
+	return nil
 }
 
 // asyncCounts are what is restored as a whole when a record is undone.
@@ -95,6 +105,8 @@ type head struct {
 	state     headState
 	due       time.Time // when an inherited one may be asked again
 	abandoned bool      // its last ask ended without any word of its owner
+	// wait is what it waits for; of a ready one, what it has been woken from.
+	wait budgetWait
 }
 
 type headState uint8
@@ -103,12 +115,20 @@ const (
 	headReady     headState = iota // waits for room in the window
 	headOurs                       // asked by this process
 	headInherited                  // asked by another process: its outcome may come
+	headWaiting                    // for a budget
 )
 
 // asyncTyped are the typed parts of a step. call runs outside of the task, what
 // takes an outcome in the transaction that processes it.
 type asyncTyped struct {
-	resolve  func(*millracev1.Entry) ([]byte, error) // nil if there is nothing to resolve
+	resolve func(*millracev1.Entry) ([]byte, error) // nil if there is nothing to resolve
+	// reserve takes what the present round may need out of the step's budgets, for
+	// Entry.Reserved. It returns what to wait for if they do not cover it, or if behind
+	// says so of one of their rows: others wait for it already. nil without budgets.
+	reserve func(e *millracev1.Entry, behind func(row string) (time.Time, bool)) ([]byte, *budgetWait, error)
+	// settle replaces what is reserved by what an outcome says was spent. It returns the
+	// rows that have more left then.
+	settle   func(*millracev1.Entry, *millracev1.Outcome) ([]string, error)
 	call     func(context.Context, *request) *millracev1.Outcome
 	answer   func(*millracev1.Entry, *millracev1.Outcome) error
 	fallback func(*millracev1.Entry, *millracev1.Outcome) error
@@ -162,6 +182,7 @@ func (a *Async) Reset() error {
 	a.bySeq = btree.NewBTreeGOptions(seqOrder, btree.Options{NoLocks: true})
 	a.ready = btree.NewBTreeGOptions(seqOrder, btree.Options{NoLocks: true})
 	a.finished, a.asyncCounts, a.ours = map[int64]row{}, asyncCounts{}, 0
+	a.queues.rows = map[string][]*head{}
 	a.undo, a.record, a.ver = nil, position{}, a.version.Value()
 
 	var asked []*head
@@ -352,7 +373,9 @@ func (a *Async) admit(ev *millracev1.Event) error {
 	l.head = h
 	a.insert(h)
 	if a.hasRoom() && a.ready.Len() == 1 {
-		return a.ask(h, e)
+		if asked, err := a.ask(h, e); asked || err != nil {
+			return err
+		}
 	}
 	return a.put(&h.row, e)
 }
@@ -400,6 +423,8 @@ func (a *Async) add(h *head) {
 		a.ours++
 	case headInherited:
 		a.inherited[h] = struct{}{}
+	case headWaiting:
+		a.queues.add(h)
 	}
 }
 
@@ -413,6 +438,8 @@ func (a *Async) take(h *head) {
 		a.ours--
 	case headInherited:
 		delete(a.inherited, h)
+	case headWaiting:
+		a.queues.take(h)
 	}
 }
 
@@ -438,29 +465,37 @@ func (a *Async) alter(h *head, f func()) {
 func (a *Async) hasRoom() bool { return a.ours < a.cfg.window() }
 
 // ask stores who asks for the head, with all that the answer depends on, and has
-// the call dispatched when that is committed.
-func (a *Async) ask(h *head, e *millracev1.Entry) error {
-	if a.typed.resolve != nil && e.Resolved == nil && e.Unresolved == "" {
+// the call dispatched when that is committed. It reports false, and has written
+// nothing, if the head has to wait for a budget.
+func (a *Async) ask(h *head, e *millracev1.Entry) (asked bool, err error) {
+	fresh := a.typed.resolve != nil && e.Resolved == nil && e.Unresolved == ""
+	if fresh {
 		a.resolve(e)
+	}
+	if granted, err := a.reserve(h, e); !granted || err != nil {
+		if fresh { // it is resolved when it can be asked
+			e.Resolved, e.Unresolved = nil, ""
+		}
+		return false, err
 	}
 	me := a.task.Owner()
 	e.Ask = &millracev1.Ask{Number: h.ask + 1, Instance: me.Instance, Incarnation: me.Incarnation}
 	value, err := proto.Marshal(e)
 	if err != nil {
-		return &Error{Class: ClassState, Step: a.cfg.Step, Err: fmt.Errorf("in-flight entry: %w", err)}
+		return false, &Error{Class: ClassState, Step: a.cfg.Step, Err: fmt.Errorf("in-flight entry: %w", err)}
 	}
 	if len(h.key)+len(value) > a.task.MaxRowBytes() && (e.Resolved != nil || e.Unresolved != "") {
 		e.Unresolved = fmt.Sprintf("event and what its call depends on have %d bytes, more than the %d of a row", len(value), a.task.MaxRowBytes())
 		e.Resolved = nil
 		if value, err = proto.Marshal(e); err != nil {
-			return &Error{Class: ClassState, Step: a.cfg.Step, Err: fmt.Errorf("in-flight entry: %w", err)}
+			return false, &Error{Class: ClassState, Step: a.cfg.Step, Err: fmt.Errorf("in-flight entry: %w", err)}
 		}
 	}
 	abandoned := h.abandoned
 	a.alter(h, func() { h.ask, h.state, h.abandoned = e.Ask.Number, headOurs, false })
 	a.store(&h.row, value)
 	a.dispatch(e, abandoned)
-	return nil
+	return true, nil
 }
 
 // resolve fixes what the call depends on. A failure is that of the call.
@@ -481,7 +516,7 @@ func (a *Async) resolve(e *millracev1.Entry) {
 func (a *Async) dispatch(e *millracev1.Entry, abandoned bool) {
 	q := &request{
 		id: e.Id, round: e.Round, ask: e.Ask.Number, owner: a.task.Owner(),
-		event: e.Event, resolved: e.Resolved, unresolved: e.Unresolved, progress: e.Progress,
+		event: e.Event, resolved: e.Resolved, unresolved: e.Unresolved, progress: e.Progress, reserved: e.Reserved,
 	}
 	maxWait := a.cfg.MaxWait
 	a.task.Dispatch(Call{
@@ -498,7 +533,7 @@ func (a *Async) dispatch(e *millracev1.Entry, abandoned bool) {
 		},
 		Released: func() Raw {
 			o := q.outcome()
-			o.Kind = &millracev1.Outcome_Released{Released: &millracev1.Released{}}
+			o.Kind = &millracev1.Outcome_Released{Released: &millracev1.Released{Unsent: !q.sent.Load()}}
 			return encodeOutcome(o)
 		},
 		Failed: func(err error) Raw {

@@ -124,7 +124,7 @@ func encodeOutcome(o *millracev1.Outcome) Raw {
 }
 
 // OutcomeKind tells what a loop record says: answer, again, released, error,
-// deadline, max-wait, too-large, breaker-open, skip, or empty for a record that is
+// deadline, max-wait, too-large, breaker-open, over-budget, skip, or empty for a record that is
 // none.
 func OutcomeKind(r *Raw) string {
 	for _, h := range r.Headers {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -57,6 +58,12 @@ type EnrichStep[K, In any, Out proto.Message] struct {
 	// RawTopic takes refused answers, as Capture says; empty keeps none.
 	RawTopic string
 	Capture  Capture
+	// Budgets bound what is spent. Those that are not of keys are split by the partitions
+	// of Loop, the step's loop topic, and so is the limiter. OnBudget, if not nil, is told of every change of a
+	// budget, in the task: it must be quick. The change may be undone and made again.
+	Budgets  []BudgetConfig[K, In]
+	Loop     string
+	OnBudget func(BudgetStatus)
 }
 
 // enrichRun is a step in a task.
@@ -65,6 +72,8 @@ type enrichRun[K, In any, Out proto.Message] struct {
 	task  AsyncTask
 	async AsyncStep[K, In, Out]
 	talk  *conversations
+
+	budgets *budgets[K, In]
 }
 
 // Start starts the step in a task, which must be an [AsyncTask].
@@ -84,7 +93,7 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 		}
 		run.talk = newConversations(store, *c)
 	}
-	a := newAsync(at, s.AsyncConfig, asyncTyped{
+	typed := asyncTyped{
 		resolve: run.resolve,
 		call:    run.call,
 		answer:  func(e *millracev1.Entry, o *millracev1.Outcome) error { return run.answered(e, o, results) },
@@ -99,7 +108,18 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 		},
 		failed:  run.note,
 		details: run.details,
-	})
+	}
+	var err error
+	if run.budgets, err = s.openBudgets(t); err != nil {
+		return nil, nil, err
+	}
+	if len(s.Budgets) > 0 {
+		typed.reserve, typed.settle = run.reserve, run.settle
+	}
+	a := newAsync(at, s.AsyncConfig, typed)
+	if a.closed, err = s.share(t); err != nil {
+		return nil, nil, err
+	}
 	return a, run.async.input(a), nil
 }
 
@@ -171,8 +191,8 @@ func (s *enrichRun[K, In, Out]) note(e *millracev1.Entry, o *millracev1.Outcome)
 		return nil
 	}
 	p := decodeProgress(o.Progress)
-	if len(p.Violations) == 0 {
-		return nil
+	if len(p.Violations) == 0 || p.Refused == decodeProgress(e.Progress).Refused {
+		return nil // it is that of an earlier round, or none
 	}
 	src := e.Source
 	headers := append(enrichHeaders(p, "refused"),
@@ -255,6 +275,7 @@ const maxAnswer = 64 << 10
 
 // timing is what the calls of a round share with their models.
 type timing struct {
+	sent     *atomic.Bool
 	entry    Entry
 	first    time.Time // when a model was first asked
 	attempts int

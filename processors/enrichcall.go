@@ -27,6 +27,7 @@ type enrichCall[K, In any, Out proto.Message] struct {
 	p        *millracev1.Enrichment
 	question *millracev1.Question
 	event    In
+	funds    funds
 }
 
 // Pauses while no model may be asked.
@@ -38,6 +39,9 @@ const (
 // run asks until there is an outcome; nil if ctx ended before.
 func (c *enrichCall[K, In, Out]) run(ctx context.Context) (o *millracev1.Outcome) {
 	c.p.Prompt, c.p.PromptVersion = c.question.Prompt, c.question.PromptVersion
+	if o := c.fund(); o != nil {
+		return o
+	}
 	if o, ok := c.byHand(ctx); ok {
 		return o
 	}
@@ -45,8 +49,8 @@ func (c *enrichCall[K, In, Out]) run(ctx context.Context) (o *millracev1.Outcome
 	caller.Policy.Deadline -= time.Duration(c.p.BusyMs) * time.Millisecond
 	began := time.Now()
 	for {
-		t := &timing{entry: Entry{ID: c.q.id, Round: int(c.q.round), Owner: c.q.owner}, attempts: int(c.p.Attempts)}
-		res, err := caller.Do(context.WithValue(ctx, timingKey{}, t), llm.Call{Request: c.request, From: c.link(c.p.NextModel)})
+		t := &timing{sent: &c.q.sent, entry: Entry{ID: c.q.id, Round: int(c.q.round), Owner: c.q.owner}, attempts: int(c.p.Attempts)}
+		res, err := caller.Do(context.WithValue(ctx, timingKey{}, t), llm.Call{Request: c.request, From: c.link(c.p.NextModel), Limit: c.left()})
 		c.add(&res)
 		if err != nil && ctx.Err() != nil {
 			return nil
@@ -82,9 +86,6 @@ func (c *enrichCall[K, In, Out]) byHand(ctx context.Context) (*millracev1.Outcom
 		return nil, false
 	}
 	id := c.Caller.Models()[c.link(c.p.NextModel)]
-	if a.err == nil {
-		c.p.Attempts++
-	}
 	c.p.Model = protoModelID(id)
 	switch v := a.value.(type) {
 	case nil:
@@ -93,11 +94,14 @@ func (c *enrichCall[K, In, Out]) byHand(ctx context.Context) (*millracev1.Outcom
 		}
 		return c.failed(a.err), true
 	case string:
+		c.p.Attempts++
 		return c.judge(id, v, llm.Usage{}), true
 	case *llm.Response:
-		c.add(&llm.Result{Response: v, Model: id, Usage: v.Usage})
+		cost, known := c.Caller.Prices.Cost(id, v.Usage, time.Now())
+		c.add(&llm.Result{Response: v, Model: id, Attempts: 1, Usage: v.Usage, Cost: cost, CostKnown: known})
 		return c.judge(id, v.Text, v.Usage), true
 	case Out:
+		c.p.Attempts++
 		text, err := c.Schemas[id].Marshal(v)
 		if err != nil {
 			return c.failed(err), true
@@ -193,7 +197,8 @@ func (c *enrichCall[K, In, Out]) add(r *llm.Result) {
 	p.OutputTokens += r.Usage.Output
 	p.ReasoningTokens += r.Usage.Reasoning
 	p.CostMicros += int64(r.Cost)
-	p.UnsureMicros += int64(r.Unsure)
+	p.UnsureMicros += int64(r.Unsure.Money)
+	p.UnsureTokens += r.Unsure.Tokens
 }
 
 // judge accepts an answer or refuses it.
@@ -303,6 +308,9 @@ func (c *enrichCall[K, In, Out]) failed(err error) *millracev1.Outcome {
 	if s, ok := errors.AsType[*steer](err); ok && s.action == Skip {
 		return c.failure(millracev1.Failure_REASON_SKIP, class, err.Error())
 	}
+	if class == llm.OverBudget && c.funds.r != nil {
+		return c.broke(err)
+	}
 	c.keep("", nil)
 	if e, ok := errors.AsType[*llm.Error](err); ok {
 		if c.Caller.Policy.Action(class) == llm.ActionReask {
@@ -349,6 +357,7 @@ type labelled struct{ llm.Model }
 func (m labelled) Generate(ctx context.Context, req *llm.Request) (*llm.Response, error) {
 	if t, ok := ctx.Value(timingKey{}).(*timing); ok {
 		t.attempts++
+		t.sent.Store(true)
 		if t.first.IsZero() {
 			t.first = time.Now()
 		}

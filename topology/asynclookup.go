@@ -235,7 +235,7 @@ func lookupDefaults(b *Builder, name string) lookupOptions {
 func asyncOperator[K, V any](async *processors.Async, in processors.Forward[K, V]) *operator {
 	return &operator{
 		inputs: []any{in}, async: async,
-		loop: async.Loop, capacity: async.Capacity, pending: async.Pending, reset: async.Reset,
+		loop: async.Loop, capacity: async.Capacity, pending: async.Pending, reset: async.Reset, close: async.Close,
 	}
 }
 

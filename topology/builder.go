@@ -16,14 +16,16 @@ type Builder struct {
 	stores map[string]*storeDecl
 	order  []string // store names in order of declaration
 	global []GlobalSource
-	errs   []error
+	// budgets are those of the application, which its steps share, by name.
+	budgets map[string]*appBudget
+	errs    []error
 }
 
 // New starts the description of the application app. The name is the Kafka group
 // of its ordinary sub-topologies and the prefix of all its internal topics, so
 // changing it starts a new application.
 func New(app string) *Builder {
-	b := &Builder{app: app, claims: map[string]string{}, stores: map[string]*storeDecl{}}
+	b := &Builder{app: app, claims: map[string]string{}, stores: map[string]*storeDecl{}, budgets: map[string]*appBudget{}}
 	if err := checkName(app); err != nil {
 		b.fail("application %q: %v", app, err)
 	}

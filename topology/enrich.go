@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"time"
 
@@ -56,6 +57,11 @@ type Enrichment[K, In any, Out proto.Message] struct {
 	Limiter  llm.Limiter
 	// Prices makes costs known; nil leaves them out.
 	Prices *llm.PriceTable
+	// Budgets bound what is spent. All that bound an event have to cover its call.
+	Budgets []Budget[K, In]
+	// OnBudget is told of every change of a budget and of every event that one does not
+	// cover, in the task: it must be quick. A change may be undone and made again.
+	OnBudget func(processors.BudgetStatus)
 	// Capture says how much of a refused answer is kept, in dead letters and in the topic
 	// <app>.<step>.raw. Default: all of it.
 	Capture processors.Capture
@@ -86,6 +92,8 @@ type Enriched[K, In any, Out proto.Message] struct {
 	answers   *KStream[K, processors.Answer[In, Out]]
 	fallbacks *KStream[K, In]
 	talk      *Store[K, *millracev1.Conversation]
+	ofKeys    map[string]*Store[K, *millracev1.Spending]
+	ofNames   map[string]*Store[string, *millracev1.Spending]
 }
 
 // Enriched is the stream of valid answers: key, timestamp and headers are those of the
@@ -99,7 +107,8 @@ func (e *Enriched[K, In, Out]) Answers() *KStream[K, processors.Answer[In, Out]]
 
 // Fallbacks is the stream of the events that ended without an answer, unchanged but
 // for headers, of which [processors.FallbackHeader] says why. It needs [OnFailure] of
-// [FallbackEvent] or OnOpenBreaker of [processors.OpenFallback].
+// [FallbackEvent], OnOpenBreaker of [processors.OpenFallback] or a budget of
+// [processors.BudgetFallback].
 func (e *Enriched[K, In, Out]) Fallbacks() *KStream[K, In] { return e.fallbacks }
 
 // Conversations is the store of conversations, for [state.View]; nil if there is none.
@@ -135,7 +144,7 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 	for _, err := range o.errs {
 		s.b.fail("%s: %v", what, err)
 	}
-	in := asyncInput(s, name, o.Order != processors.OrderNone)
+	in := asyncInput(s, name, o.Order != processors.OrderNone || exactKeys(e.Budgets))
 	o.OpenFallback = e.OnOpenBreaker == processors.OpenFallback
 	step := &processors.EnrichStep[K, In, Out]{
 		AsyncConfig: o.AsyncConfig, Prompt: e.Prompt, Check: e.Check, MaxTokens: e.MaxTokens, Temperature: e.Temperature,
@@ -165,10 +174,11 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 		n.serdes = [2]string{step.Key.Name(), step.Value.Name()}
 		n.detail = join(n.detail, "answers "+step.Result.Name())
 	}
+	res := &Enriched[K, In, Out]{ofKeys: map[string]*Store[K, *millracev1.Spending]{}, ofNames: map[string]*Store[string, *millracev1.Spending]{}}
+	budget(s.b, what, n, step, &e, res)
 	if n.fallback {
 		n.detail = join(n.detail, "fallbacks")
 	}
-	res := &Enriched[K, In, Out]{}
 	if e.Conversation != nil {
 		res.talk = converse(s.b, what, n, step, *e.Conversation)
 	}
@@ -226,13 +236,21 @@ func (e *Enrichment[K, In, Out]) complete(step *processors.EnrichStep[K, In, Out
 		}
 		step.Schemas[id] = sch
 	}
+	actions := e.Actions
+	if _, ok := actions[llm.OverBudget]; !ok { // only to links that are for it
+		actions = maps.Clone(actions)
+		if actions == nil {
+			actions = map[llm.Class]llm.Action{}
+		}
+		actions[llm.OverBudget] = llm.ActionDeadLetter
+	}
 	a := step.Attempts
 	var err error
 	step.Caller, err = llm.NewCaller(llm.CallerConfig{
 		Chain: chain, Breakers: e.Breakers, Limiter: e.Limiter, Prices: e.Prices, OnAttempt: e.OnAttempt,
 		Policy: llm.Policy{
 			Timeout: a.Timeout, Deadline: a.Deadline, Attempts: a.Attempts,
-			Backoff: a.Backoff, MaxBackoff: a.MaxBackoff, Actions: e.Actions,
+			Backoff: a.Backoff, MaxBackoff: a.MaxBackoff, Actions: actions,
 		},
 	})
 	return errors.Join(append(errs, err)...)
@@ -274,7 +292,7 @@ func converse[K, In any, Out proto.Message](b *Builder, what string, n *node, st
 		return &Store[K, *millracev1.Conversation]{}
 	}
 	spec := state.Spec{Name: cfg.Store, Kind: state.KeyValue, KeySerde: step.Key.Name(), ValueSerde: value.Name()}
-	n.stores = []state.Spec{spec}
+	n.stores = append(n.stores, spec)
 	n.detail = join(n.detail, fmt.Sprintf("conversations of %d turns, %d tokens, gap %s", cfg.MaxTurns, cfg.MaxTokens, cfg.SessionGap))
 	return &Store[K, *millracev1.Conversation]{spec: spec, key: step.Key, value: value}
 }

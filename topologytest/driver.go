@@ -124,6 +124,20 @@ func (d *Driver) Restart() {
 	d.run()
 }
 
+// RestartWith is [Driver.Restart] with another description of the application, as
+// after a deployment: other settings, other steps on the same state.
+func (d *Driver) RestartWith(b *topology.Builder) {
+	d.t.Helper()
+	top, err := b.Build()
+	if err != nil {
+		d.t.Fatalf("topologytest: %v", err)
+	}
+	d.stop()
+	d.calls, d.top = nil, top
+	d.start()
+	d.run()
+}
+
 func (d *Driver) start() {
 	d.t.Helper()
 	d.starts++

@@ -50,16 +50,17 @@ func (r Rate) Validate() error {
 type Limits struct {
 	mu     sync.Mutex
 	share  float64
+	steps  map[string]*stepShare // that joined
 	rates  map[llm.ID]Rate
 	models map[llm.ID]*limiter
 }
 
-var _ llm.Limiter = (*Limits)(nil)
+var _ llm.Sharer = (*Limits)(nil)
 
 // New returns limits for the models given; others are only held back after a 429.
 func New(rates map[llm.ID]Rate) (*Limits, error) {
 	var errs []error
-	l := &Limits{share: 1, rates: map[llm.ID]Rate{}, models: map[llm.ID]*limiter{}}
+	l := &Limits{share: 1, steps: map[string]*stepShare{}, rates: map[llm.ID]Rate{}, models: map[llm.ID]*limiter{}}
 	for id, r := range rates {
 		if err := r.Validate(); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", id, err))
@@ -72,15 +73,19 @@ func New(rates map[llm.ID]Rate) (*Limits, error) {
 	return l, errors.Join(errs...)
 }
 
-// SetShare tells which part of the limits is this instance's, from 0 to 1: its own
-// partitions by all partitions, which needs no coordination. It holds for waiting
-// attempts too. With 0 no attempt at a model with limits is admitted. Default 1.
+// SetShare tells which part of the limits is this instance's, from 0 to 1. It holds for
+// waiting attempts too. With 0 no attempt at a model with limits is admitted. Default 1.
+// Steps of a topology do it by themselves, see [Limits.Join].
 func (l *Limits) SetShare(f float64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.setShare(f)
+}
+
+func (l *Limits) setShare(f float64) {
 	if math.IsNaN(f) {
 		f = 0
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.share = min(max(f, 0), 1)
 	for _, m := range l.models {
 		m.setShare(l.share)

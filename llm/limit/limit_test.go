@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -525,4 +526,45 @@ func TestConfiguration(t *testing.T) {
 			t.Errorf("%+v: %v", r, err)
 		}
 	}
+}
+
+// TestOwnPartitions checks that the shares of instances that own the partitions of some
+// steps add up to the limit, as they move.
+func TestOwnPartitions(t *testing.T) {
+	t.Parallel()
+	steps := map[string]int{"a": 4, "b": 6}
+	var instances []*Limits
+	for range 2 {
+		l := mustNew(t, Rate{Requests: 600})
+		for s := range steps {
+			l.Join(s)
+			l.Join(s) // as each start of the application does
+		}
+		if l.share != 0 {
+			t.Errorf("a share of %v without partitions", l.share)
+		}
+		instances = append(instances, l)
+	}
+	var release []func()
+	for s, n := range steps {
+		for p := range n {
+			i := min(p, 1) // the first of each is on the first instance
+			release = append(release, instances[i].Own(s, n))
+		}
+	}
+	shares := func(first, second float64) {
+		t.Helper()
+		if a, b := instances[0].share, instances[1].share; math.Abs(a-first) > 1e-9 || math.Abs(b-second) > 1e-9 {
+			t.Errorf("shares %v and %v, want %v and %v", a, b, first, second)
+		}
+	}
+	part := (1./4 + 1./6) / 2
+	shares(part, 1-part)
+	for _, f := range release {
+		f()
+		f()
+	}
+	shares(0, 0)
+	instances[1].Own("a", 4)
+	shares(0, 1./8)
 }

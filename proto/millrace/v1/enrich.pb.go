@@ -346,7 +346,9 @@ type Enrichment struct {
 	// What is wrong with it.
 	Violations []*ContractViolation `protobuf:"bytes,21,rep,name=violations,proto3" json:"violations,omitempty"`
 	// Which model to ask in the next round.
-	NextModel     *ModelID `protobuf:"bytes,22,opt,name=next_model,json=nextModel,proto3" json:"next_model,omitempty"`
+	NextModel *ModelID `protobuf:"bytes,22,opt,name=next_model,json=nextModel,proto3" json:"next_model,omitempty"`
+	// At most so many more tokens were used by attempts that told no usage.
+	UnsureTokens  int64 `protobuf:"varint,40,opt,name=unsure_tokens,json=unsureTokens,proto3" json:"unsure_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -533,6 +535,13 @@ func (x *Enrichment) GetNextModel() *ModelID {
 		return x.NextModel
 	}
 	return nil
+}
+
+func (x *Enrichment) GetUnsureTokens() int64 {
+	if x != nil {
+		return x.UnsureTokens
+	}
+	return 0
 }
 
 // Conversation is what was said about a key: the value of a row of the step's
@@ -723,7 +732,7 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"\x11ContractViolation\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x94\x06\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xb9\x06\n" +
 	"\n" +
 	"Enrichment\x12\x16\n" +
 	"\x06prompt\x18\x01 \x01(\tR\x06prompt\x12%\n" +
@@ -753,7 +762,8 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"violations\x18\x15 \x03(\v2\x1e.millrace.v1.ContractViolationR\n" +
 	"violations\x123\n" +
 	"\n" +
-	"next_model\x18\x16 \x01(\v2\x14.millrace.v1.ModelIDR\tnextModel\"k\n" +
+	"next_model\x18\x16 \x01(\v2\x14.millrace.v1.ModelIDR\tnextModel\x12#\n" +
+	"\runsure_tokens\x18( \x01(\x03R\funsureTokens\"k\n" +
 	"\fConversation\x12'\n" +
 	"\x05turns\x18\x01 \x03(\v2\x11.millrace.v1.TurnR\x05turns\x12\x18\n" +
 	"\aupdated\x18\x02 \x01(\x03R\aupdated\x12\x18\n" +

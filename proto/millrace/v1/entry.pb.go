@@ -41,18 +41,21 @@ const (
 	Failure_REASON_SKIP Failure_Reason = 5
 	// A circuit breaker was open, and the step does not wait.
 	Failure_REASON_BREAKER_OPEN Failure_Reason = 6
+	// A budget did not cover the call, and the step falls back then.
+	Failure_REASON_OVER_BUDGET Failure_Reason = 20
 )
 
 // Enum value maps for Failure_Reason.
 var (
 	Failure_Reason_name = map[int32]string{
-		0: "REASON_UNSPECIFIED",
-		1: "REASON_ERROR",
-		2: "REASON_DEADLINE",
-		3: "REASON_MAX_WAIT",
-		4: "REASON_TOO_LARGE",
-		5: "REASON_SKIP",
-		6: "REASON_BREAKER_OPEN",
+		0:  "REASON_UNSPECIFIED",
+		1:  "REASON_ERROR",
+		2:  "REASON_DEADLINE",
+		3:  "REASON_MAX_WAIT",
+		4:  "REASON_TOO_LARGE",
+		5:  "REASON_SKIP",
+		6:  "REASON_BREAKER_OPEN",
+		20: "REASON_OVER_BUDGET",
 	}
 	Failure_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":  0,
@@ -62,6 +65,7 @@ var (
 		"REASON_TOO_LARGE":    4,
 		"REASON_SKIP":         5,
 		"REASON_BREAKER_OPEN": 6,
+		"REASON_OVER_BUDGET":  20,
 	}
 )
 
@@ -306,7 +310,9 @@ type Entry struct {
 	// The outcome, while the output waits for earlier events of the partition.
 	Outcome *Outcome `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	// What the rounds before the present one came to, in the form of the step.
-	Progress      []byte `protobuf:"bytes,9,opt,name=progress,proto3,oneof" json:"progress,omitempty"`
+	Progress []byte `protobuf:"bytes,9,opt,name=progress,proto3,oneof" json:"progress,omitempty"`
+	// What the present ask took out of budgets, a Reservation; absent without budgets.
+	Reserved      []byte `protobuf:"bytes,20,opt,name=reserved,proto3,oneof" json:"reserved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +406,13 @@ func (x *Entry) GetOutcome() *Outcome {
 func (x *Entry) GetProgress() []byte {
 	if x != nil {
 		return x.Progress
+	}
+	return nil
+}
+
+func (x *Entry) GetReserved() []byte {
+	if x != nil {
+		return x.Reserved
 	}
 	return nil
 }
@@ -737,7 +750,9 @@ func (x *Failure) GetMessage() string {
 
 // Released says that the owner gave the call up without an outcome.
 type Released struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// No request was made, so that nothing can have been paid.
+	Unsent        bool `protobuf:"varint,1,opt,name=unsent,proto3" json:"unsent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -772,7 +787,15 @@ func (*Released) Descriptor() ([]byte, []int) {
 	return file_millrace_v1_entry_proto_rawDescGZIP(), []int{8}
 }
 
-// Again says that the answer does not do: the entry goes into its next round,
+func (x *Released) GetUnsent() bool {
+	if x != nil {
+		return x.Unsent
+	}
+	return false
+}
+
+// Again says that the answer does not do, or that what was reserved for the round is
+// used up: the entry goes into its next round,
 // with the progress of the outcome.
 type Again struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -830,7 +853,7 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12*\n" +
-	"\x06record\x18\x04 \x01(\v2\x12.millrace.v1.EventR\x06record\"\xd4\x02\n" +
+	"\x06record\x18\x04 \x01(\v2\x12.millrace.v1.EventR\x06record\"\x82\x03\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12(\n" +
 	"\x05event\x18\x02 \x01(\v2\x12.millrace.v1.EventR\x05event\x12+\n" +
@@ -842,9 +865,11 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\x05round\x18\x06 \x01(\x05R\x05round\x12\"\n" +
 	"\x03ask\x18\a \x01(\v2\x10.millrace.v1.AskR\x03ask\x12.\n" +
 	"\aoutcome\x18\b \x01(\v2\x14.millrace.v1.OutcomeR\aoutcome\x12\x1f\n" +
-	"\bprogress\x18\t \x01(\fH\x01R\bprogress\x88\x01\x01B\v\n" +
+	"\bprogress\x18\t \x01(\fH\x01R\bprogress\x88\x01\x01\x12\x1f\n" +
+	"\breserved\x18\x14 \x01(\fH\x02R\breserved\x88\x01\x01B\v\n" +
 	"\t_resolvedB\v\n" +
-	"\t_progress\"[\n" +
+	"\t_progressB\v\n" +
+	"\t_reserved\"[\n" +
 	"\x03Ask\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x05R\x06number\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12 \n" +
@@ -863,11 +888,11 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\t_progress\"-\n" +
 	"\x06Answer\x12\x19\n" +
 	"\x05value\x18\x01 \x01(\fH\x00R\x05value\x88\x01\x01B\b\n" +
-	"\x06_value\"\x8d\x02\n" +
+	"\x06_value\"\xa5\x02\n" +
 	"\aFailure\x123\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1b.millrace.v1.Failure.ReasonR\x06reason\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x9c\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xb4\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_ERROR\x10\x01\x12\x13\n" +
@@ -875,9 +900,10 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\x0fREASON_MAX_WAIT\x10\x03\x12\x14\n" +
 	"\x10REASON_TOO_LARGE\x10\x04\x12\x0f\n" +
 	"\vREASON_SKIP\x10\x05\x12\x17\n" +
-	"\x13REASON_BREAKER_OPEN\x10\x06\"\n" +
-	"\n" +
-	"\bReleased\"\a\n" +
+	"\x13REASON_BREAKER_OPEN\x10\x06\x12\x16\n" +
+	"\x12REASON_OVER_BUDGET\x10\x14\"\"\n" +
+	"\bReleased\x12\x16\n" +
+	"\x06unsent\x18\x01 \x01(\bR\x06unsent\"\a\n" +
 	"\x05AgainB;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
 
 var (
