@@ -2,9 +2,9 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	supportv1 "github.com/millrace/millrace/examples/support/proto/support/v1"
 	"github.com/millrace/millrace/llm"
@@ -64,7 +64,13 @@ func check(in *supportv1.Ticket, out *supportv1.Triage) error {
 		errs = append(errs, errors.New("category and reply are needed"))
 	}
 	if strings.Contains(out.GetReply(), "://") {
-		errs = append(errs, fmt.Errorf("reply must hold no link"))
+		errs = append(errs, errors.New("reply must hold no link"))
+	}
+	for _, text := range []string{out.GetEvidence(), out.GetSummary(), out.GetReply()} {
+		if strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && r != '\n' }) {
+			errs = append(errs, errors.New("no text may hold control characters"))
+			break
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -146,7 +146,8 @@ func run(ctx context.Context, c config, out io.Writer) (err error) {
 	return nil
 }
 
-func start(c config, state string) (*millrace.App, error) {
+// start returns the application, with a state directory.
+func start(c config, state string, opts ...millrace.Option) (*millrace.App, error) {
 	cfg := openai.Config{Provider: c.provider, Endpoint: llm.Endpoint{URL: strings.TrimSuffix(c.modelURL, "/")}}
 	if os.Getenv(keyVariable) != "" {
 		cfg.Key = llm.KeyFromEnv(keyVariable)
@@ -155,7 +156,8 @@ func start(c config, state string) (*millrace.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	return millrace.New(describe(model, c.timeout), millrace.Brokers(strings.Split(c.brokers, ",")...), millrace.StateDir(state))
+	opts = append([]millrace.Option{millrace.Brokers(strings.Split(c.brokers, ",")...), millrace.StateDir(state)}, opts...)
+	return millrace.New(describe(model, c.timeout), opts...)
 }
 
 func readTickets(name string) ([]*supportv1.Ticket, error) {
