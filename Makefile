@@ -78,6 +78,10 @@ bench: ## Millrace and a bare franz-go loop (Java)
 bench-peers: ## also Kafka Streams and goka (Java)
 	cd bench && $(GO) run ./cmd/bench -arms all -suites pass,count,restore,restart,latency,idle -readme README.md -section peers
 
+.PHONY: real-model
+real-model: ## 10 sentences through a small language model on this machine (Python, PyPI; takes minutes)
+	@GO="$(GO)" sh tools/realmodel/run.sh
+
 # --- checks ----------------------------------------------------------------
 
 .PHONY: lint

@@ -25,6 +25,8 @@ type demoOptions struct {
 	brokers   string
 	modelURL  string
 	model     string
+	provider  string
+	timeout   time.Duration
 	faultRate float64
 	kill      int
 	dir       string
@@ -40,6 +42,8 @@ func demoFlags(o *demoOptions) *flag.FlagSet {
 	fs.StringVar(&o.brokers, "brokers", "", "`addresses` of a Kafka cluster, host:port with commas between them (default: an embedded broker)")
 	fs.StringVar(&o.modelURL, "model-url", "", "`URL` of an OpenAI-compatible server; the key is taken from OPENAI_API_KEY (default: a server in the demo around VADER, a classical sentiment model)")
 	fs.StringVar(&o.model, "model", modelserver.ModelName, "`name` of the model")
+	fs.StringVar(&o.provider, "provider", "", "what serves the model of -model-url, which decides the form of the schema: `name` openai, azure, vllm, llamacpp or ollama (default: what all of them understand)")
+	fs.DurationVar(&o.timeout, "model-timeout", time.Minute, "how long one attempt of the model of -model-url may take; all attempts for an event together five times as `long`")
 	fs.Float64Var(&o.faultRate, "fault-rate", 0, "share of the model's calls, 0 to 1, that meet a 429, a 500, a hang, a cut or a malformed answer")
 	fs.IntVar(&o.kill, "kill", 0, "run the worker as a process of its own and kill it with SIGKILL `n` times while it works")
 	fs.StringVar(&o.dir, "dir", "", "`directory` to keep everything in, and to continue in (default: a temporary one, removed at the end)")
@@ -67,6 +71,12 @@ func (o *demoOptions) check() error {
 	}
 	if o.latency < 0 || o.latency > time.Minute {
 		fail("-latency %s: it must be from 0 to 1m", o.latency)
+	}
+	if o.timeout < time.Second || o.timeout > time.Hour {
+		fail("-model-timeout %s: it must be from 1s to 1h", o.timeout)
+	}
+	if o.modelURL == "" && o.provider != "" {
+		fail("-provider says what serves -model-url: leave it out without")
 	}
 	if o.model == "" {
 		fail("-model: the name is empty")

@@ -42,6 +42,8 @@ func TestCommandLine(t *testing.T) {
 		{"all mistakes at once", "demo --fault-rate 2 --kill -1 --rate -1 --latency -1s --model= --brokers nohost --model-url x", exitUsage, "", "-fault-rate 2"},
 		{"NaN", "demo --fault-rate NaN", exitUsage, "", "from 0 to 1"},
 		{"faults of a foreign model", "demo --fault-rate 0.1 --model-url http://127.0.0.1:1", exitUsage, "", "leave it out with -model-url"},
+		{"a provider of nothing", "demo --provider vllm", exitUsage, "", "-provider says what serves"},
+		{"no time for the model", "demo --model-timeout 1ms", exitUsage, "", "-model-timeout 1ms"},
 		{"no such input", "demo --input testdata/none.tsv", exitUsage, "", "none.tsv"},
 		{"empty input", "demo --input -", exitUsage, "", "no events"},
 		{"no broker", "demo --brokers 127.0.0.1:1", exitFailed, "", "no broker answers at [127.0.0.1:1]"},

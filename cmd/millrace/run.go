@@ -191,7 +191,7 @@ func (d *demo) outcome(line int64, first bool) {
 func (d *demo) worker(n int) workerConfig {
 	return workerConfig{
 		App: d.home.App, Brokers: d.addrs, StateDir: d.home.path("state"), Log: d.home.path("worker.log"),
-		ModelURL: d.modelURL, Model: d.opts.model, Owner: fmt.Sprintf("w%d-%d", d.started.UnixMilli(), n), Patient: !d.sum.own,
+		ModelURL: d.modelURL, Model: d.opts.model, Provider: d.opts.provider, Timeout: d.opts.timeout, Owner: fmt.Sprintf("w%d-%d", d.started.UnixMilli(), n), Patient: !d.sum.own,
 	}
 }
 
@@ -347,7 +347,7 @@ func (d *demo) await(ctx context.Context, out io.Writer) error {
 	defer tick.Stop()
 	stall := stallTime
 	if !d.sum.own {
-		stall = stallTimePatient
+		stall = max(stallTimePatient, 2*d.opts.timeout)
 	}
 	seen, moved := state{}, time.Now()
 	for {

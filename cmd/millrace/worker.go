@@ -37,8 +37,11 @@ type workerConfig struct {
 	Log      string   `json:"log"` // file that the log is appended to
 	ModelURL string   `json:"model_url"`
 	Model    string   `json:"model"`
+	Provider string   `json:"provider"`
 	Owner    string   `json:"owner"`   // name of this incarnation
 	Patient  bool     `json:"patient"` // the model is not the demo's own: give it time
+	// Timeout is how long an attempt of a model that is not the demo's own may take.
+	Timeout time.Duration `json:"timeout"`
 }
 
 // lookup are the bounds of the model calls. The demo's own model answers in
@@ -61,8 +64,8 @@ const keyVariable = "OPENAI_API_KEY"
 
 // openAIModel returns a model of an OpenAI-compatible server, whose URL has no path
 // /v1. The key is read from the environment, so that it is on no command line.
-func openAIModel(url, name string) (llm.Model, error) {
-	cfg := openai.Config{Endpoint: llm.Endpoint{URL: url + "/v1", MaxAnswer: 1 << 20}}
+func openAIModel(url, provider, name string) (llm.Model, error) {
+	cfg := openai.Config{Provider: provider, Endpoint: llm.Endpoint{URL: url + "/v1", MaxAnswer: 1 << 20}}
 	if os.Getenv(keyVariable) != "" {
 		cfg.Key = llm.KeyFromEnv(keyVariable)
 	}
@@ -94,7 +97,7 @@ func runWorker(ctx context.Context, cfg workerConfig, ready func()) (err error) 
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 	logger := slog.New(slog.NewTextHandler(log, nil)).With("worker", cfg.Owner)
-	model, err := openAIModel(cfg.ModelURL, cfg.Model)
+	model, err := openAIModel(cfg.ModelURL, cfg.Provider, cfg.Model)
 	if err != nil {
 		return err
 	}

@@ -305,6 +305,9 @@ func (a *Audit) deadLetter(r *kgo.Record, now time.Time) {
 		a.problem(r, fmt.Errorf("a dead letter that is no event's: from topic %q, step %q: %s", topic, header(r, "millrace.step"), header(r, "millrace.message")))
 		return
 	}
+	if header(r, "millrace.class") == "violation" && header(r, "millrace.answer") == "" {
+		a.problem(r, errors.New("a dead letter for a refused answer without the answer"))
+	}
 	pos := position{int32(partition), offset}
 	if line, ok := a.lines[pos]; ok {
 		a.outcome(line, DeadLettered, now)
