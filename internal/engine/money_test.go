@@ -209,8 +209,12 @@ func TestStormOfTwoInstances(t *testing.T) {
 				}
 				m.mu.Lock()
 				goodput := float64(m.answered-before) / time.Since(began).Seconds() / perSecond
-				t.Logf("goodput %.3f, answered %d, refused %d", goodput, m.answered, m.refused)
+				refused := m.refused
+				t.Logf("goodput %.3f, answered %d, refused %d", goodput, m.answered, refused)
 				m.mu.Unlock()
+				if rates != nil && refused > 50 {
+					t.Errorf("%d requests were refused: the instances do not share the limit", refused)
+				}
 				if goodput < 0.95 {
 					t.Errorf("goodput is %.3f of the limit", goodput)
 				}
