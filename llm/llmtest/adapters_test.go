@@ -223,6 +223,9 @@ func TestTimeoutAndCancel(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := llmtest.StartInMemory(t, llmtest.Config{Steps: []llmtest.Step{llmtest.Hang()}})
 				m := build(t, name, s)
+				if _, ok := m.(llm.Interruptible); !ok {
+					t.Errorf("it does not say that it is")
+				}
 				start := time.Now()
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 				defer cancel()

@@ -110,6 +110,9 @@ func New(model string, cfg Config) (*Model, error) {
 // ID names the provider and the model.
 func (m *Model) ID() llm.ID { return m.id }
 
+// Interruptible implements [llm.Interruptible].
+func (m *Model) Interruptible() {}
+
 // Generate makes one attempt. Its error is an [*llm.Error]; an answer that was cut
 // or refused is an error too, of class [llm.Truncated] or [llm.Refused], with the
 // answer in Raw and its usage.

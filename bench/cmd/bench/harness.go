@@ -22,6 +22,7 @@ type harness struct {
 	admin     *kadm.Client
 	arms      []arm // those chosen
 	commands  map[string][]string
+	programs  map[string]string // of the suites of model calls
 	report    *report
 
 	inputs map[string]*input // loaded inputs by topic

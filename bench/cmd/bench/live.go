@@ -22,7 +22,8 @@ type follower struct {
 	grew    chan struct{}
 
 	mu      sync.Mutex
-	latency []time.Duration // of stamped records
+	latency []time.Duration // of stamped records, from the stamp
+	since   []time.Duration // of all records, from their timestamp
 }
 
 func (h *harness) followTail(ctx context.Context, topic string) (*follower, error) {
@@ -63,6 +64,7 @@ func (f *follower) read() {
 		}
 		f.mu.Lock()
 		fetches.EachRecord(func(r *kgo.Record) {
+			f.since = append(f.since, time.Duration(now-r.Timestamp.UnixNano()))
 			if len(r.Value) == valueSize {
 				sent := int64(binary.BigEndian.Uint64(r.Value[stampAt:]))
 				f.latency = append(f.latency, time.Duration(now-sent))
@@ -122,7 +124,7 @@ func (h *harness) runLatency(ctx context.Context, a arm, round int) error {
 	defer h.deleteTopics(context.WithoutCancel(ctx), j.in)
 	defer out.close()
 	defer p.kill()
-	feed := h.startTrickle(ctx, data, j.in, 0)
+	feed := h.startTrickle(ctx, data, j.in, 0, tricklePerSecond)
 	defer feed.stop()
 	if err := out.await(ctx, 1, p); err != nil {
 		return err

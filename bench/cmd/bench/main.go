@@ -32,6 +32,8 @@ type config struct {
 	latencySeconds            int
 	idleSeconds               int
 	scaleRounds               int
+	llmRounds                 int
+	isolationRounds           int
 	scalePartitions           []int
 	scaleKeys                 []int
 	threads                   int
@@ -56,6 +58,8 @@ func flags() (config, error) {
 	flag.IntVar(&c.latencyRounds, "latency-rounds", 3, "rounds of latency")
 	flag.IntVar(&c.latencySeconds, "latency-seconds", 15, "length of a latency measurement, after as long a warm-up")
 	flag.IntVar(&c.idleSeconds, "idle-seconds", 10, "length of an idle measurement")
+	flag.IntVar(&c.llmRounds, "llm-rounds", 2, "rounds of slots, inflight, callcpu, added and storm")
+	flag.IntVar(&c.isolationRounds, "isolation-rounds", 5, "rounds of isolation")
 	flag.IntVar(&c.scaleRounds, "scale-rounds", 1, "rounds of scale")
 	flag.StringVar(&scalePartitions, "scale-partitions", "4,16,64,256", "partition counts of scale")
 	flag.StringVar(&scaleKeys, "scale-keys", "1000000,10000000", "key counts of scale besides -keys")
@@ -137,11 +141,18 @@ func run(ctx context.Context) error {
 		"latency": (*harness).latencySuite,
 		"idle":    (*harness).idleSuite,
 		"scale":   (*harness).scaleSuite,
+
+		"slots":     (*harness).slotsSuite,
+		"inflight":  (*harness).inflightSuite,
+		"callcpu":   (*harness).callcpuSuite,
+		"added":     (*harness).addedSuite,
+		"isolation": (*harness).isolationSuite,
+		"storm":     (*harness).stormSuite,
 	}
 	names := strings.Split(cfg.suites, ",")
 	for _, name := range names {
 		if suites[name] == nil {
-			return fmt.Errorf("-suites: %q is none of pass, count, restore, restart, latency, idle, scale", name)
+			return fmt.Errorf("-suites: %q is none of pass, count, restore, restart, latency, idle, scale, slots, inflight, callcpu, added, isolation, storm", name)
 		}
 	}
 	if err := os.MkdirAll(cfg.dir, 0o755); err != nil {
@@ -171,6 +182,11 @@ func run(ctx context.Context) error {
 		return fmt.Errorf("warm up the broker: %w", err)
 	}
 	for _, name := range names {
+		if slices.Contains(llmSuites, name) {
+			if err := h.buildPrograms(ctx); err != nil {
+				return err
+			}
+		}
 		if err := suites[name](h, ctx); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}

@@ -121,6 +121,15 @@ var targets = []target{
 	{"1,000 records/s: p50 below 15 ms", valueOf("latency", "p50"), "ms", below(15)},
 	{"1,000 records/s: p99 below 50 ms", valueOf("latency", "p99"), "ms", below(50)},
 	{"idle instance: below 1 % of a core", valueOf("idle", "CPU"), "% of a core", below(1)},
+	{"64 slots, calls of 500 ms: busy at least 0.99", valueOf("slots: 500ms", "slots busy"), "", atLeast(0.99)},
+	{"64 slots, lognormal calls (p50 0.5 s, p99 8 s): busy at least 0.97", valueOf("slots: lognormal:500ms,8s", "slots busy"), "", atLeast(0.97)},
+	{"5,000 calls at once, GOMEMLIMIT 440 MiB: below 512 MiB", valueOf("inflight", "peak memory"), "MiB", below(512)},
+	{"CPU per enriched event, 5,000 calls at once: at most 2 x the bare loop", ratioOf("callcpu", "CPU", askArm), "x", atMost(2)},
+	{"added around a call at 50 events/s: p50 below 60 ms", valueOf("added", "p50"), "ms", below(60)},
+	{"added around a call at 50 events/s: p99 below 250 ms", valueOf("added", "p99"), "ms", below(250)},
+	{"sibling beside failing and hanging calls: p99 below 2 x undisturbed", ratioOf("isolation", "p99", "undisturbed"), "x", below(2)},
+	{"429 storm: goodput at least 0.95 of the limit", valueOf("storm", "goodput"), "", atLeast(0.95)},
+	{"429 storm: no dead letter", valueOf("storm", "dead letters"), "", atMost(0)},
 	{"CPU per record, dearest shape to the default one: at most 1.2 x", (*report).worstScale, "x", atMost(1.2)},
 }
 

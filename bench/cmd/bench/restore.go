@@ -166,7 +166,8 @@ func (h *harness) restartSuite(ctx context.Context) error {
 	})
 }
 
-// tricklePerSecond is the rate of input around a kill and in the latency suite.
+// tricklePerSecond is the rate of input around a kill and in the latency suite, in
+// records a second.
 const tricklePerSecond = 1000
 
 func (h *harness) runRestart(ctx context.Context, a arm, round int) error {
@@ -200,7 +201,7 @@ func (h *harness) runRestart(ctx context.Context, a arm, round int) error {
 		return err
 	}
 	defer out.close()
-	feed := h.startTrickle(ctx, data, topic, loaded)
+	feed := h.startTrickle(ctx, data, topic, loaded, tricklePerSecond)
 	defer feed.stop()
 	if err := out.await(ctx, 2*tricklePerSecond, victim); err != nil { // 2 s under way
 		return err
@@ -246,17 +247,18 @@ func (h *harness) runRestart(ctx context.Context, a arm, round int) error {
 	return nil
 }
 
-// A trickle feeds a data set at tricklePerSecond until it is stopped.
+// A trickle feeds a data set at a rate until it is stopped.
 type trickle struct {
-	cancel context.CancelFunc
-	done   chan struct{}
-	next   atomic.Int64 // the first record not fed
-	err    error
+	perSecond int
+	cancel    context.CancelFunc
+	done      chan struct{}
+	next      atomic.Int64 // the first record not fed
+	err       error
 }
 
-func (h *harness) startTrickle(ctx context.Context, data *dataset, topic string, from int) *trickle {
+func (h *harness) startTrickle(ctx context.Context, data *dataset, topic string, from, perSecond int) *trickle {
 	running, cancel := context.WithCancel(ctx)
-	t := &trickle{cancel: cancel, done: make(chan struct{})}
+	t := &trickle{perSecond: perSecond, cancel: cancel, done: make(chan struct{})}
 	t.next.Store(int64(from))
 	go func() {
 		defer close(t.done)
@@ -272,11 +274,11 @@ func (h *harness) feed(ctx context.Context, data *dataset, topic string, t *tric
 	}
 	defer cl.Close()
 	var first kgo.FirstErrPromise
-	tick := time.NewTicker(time.Second / tricklePerSecond)
+	tick := time.NewTicker(time.Second / time.Duration(min(t.perSecond, 1000)))
 	defer tick.Stop()
 	start, from := time.Now(), t.next.Load()
 	for ctx.Err() == nil {
-		due := from + int64(time.Since(start).Seconds()*tricklePerSecond)
+		due := from + int64(time.Since(start).Seconds()*float64(t.perSecond))
 		for i := t.next.Load(); i < min(due, int64(data.records())); i++ {
 			v := make([]byte, valueSize)
 			fillValue(v, int(i))

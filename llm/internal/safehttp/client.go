@@ -124,6 +124,9 @@ func newTransport(e llm.Endpoint, u *url.URL) (*http.Transport, error) {
 		MaxIdleConnsPerHost:    1 << 16, // as many as there were calls at once: the limit is not here
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 256 << 10,
+		// A connection per call that runs: most requests and answers are short.
+		ReadBufferSize:  2 << 10,
+		WriteBufferSize: 2 << 10,
 	}
 	if proxy != nil {
 		t.Proxy = http.ProxyURL(proxy)
