@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -167,6 +168,90 @@ func TestReplicaOptions(t *testing.T) {
 	for _, part := range []string{"no broker", "no state directory", "total", "visits"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the error %q does not say %q", err, part)
+		}
+	}
+}
+
+// A replica does not serve rows that it cannot bring up to date: of a checkpoint that
+// cannot be read, or is so old that a deletion may be gone from the changelog, or is
+// ahead of it. It copies the partition anew.
+func TestReplicaCopiesAnew(t *testing.T) {
+	t.Parallel()
+	addr := embedded(t, broker.Topic{Name: "pages", Partitions: 1})
+	b, total, _ := visits()
+	app, err := millrace.New(b, millrace.Brokers(addr), millrace.StateDir(t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer run(t, app)()
+	pages(t, addr, 0, "ann", "bob", "ann")
+	handle := state.KeyValueHandle("total", serde.String(), serde.Int64())
+	local := state.View(app, total)
+	eventually(t, 2, func() (int64, error) { n, _, err := local.Get(t.Context(), "ann"); return n, err })
+
+	dir := t.TempDir()
+	id := state.TaskID{SubTopology: "replica", Partition: 0}
+	live := func() (ghost bool) {
+		replica, err := millrace.NewReplica("visits", handle, millrace.Brokers(addr), millrace.StateDir(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer run(t, replica)()
+		if err := replica.CaughtUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		remote := state.View(replica, handle)
+		if n, _, err := remote.Get(t.Context(), "ann"); n != 2 || err != nil {
+			t.Errorf("ann has %d visits, %v", n, err)
+		}
+		_, ghost, err = remote.Get(t.Context(), "ghost")
+		if err != nil {
+			t.Error(err)
+		}
+		return ghost
+	}
+	spoil := func(change func(*state.Checkpoint) []byte) {
+		db, err := state.OpenPebble(filepath.Join(dir, "db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		check, err := state.LoadCheckpoint(db, id)
+		if err != nil || check == nil {
+			t.Fatalf("the replica has no checkpoint: %v", err)
+		}
+		b := &state.Batch{}
+		// A row whose deletion the changelog has forgotten.
+		b.Set(append(state.StorePrefix(id, "total"), "ghost"...), append(state.AppendRow(nil, 1), 0, 0, 0, 0, 0, 0, 0, 9))
+		b.Set(state.CheckpointKey(id), change(check))
+		if err := errors.Join(db.Write(b), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	encode := func(c *state.Checkpoint) []byte {
+		data, err := c.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	if live() {
+		t.Fatal("there is a row that nobody wrote")
+	}
+	spoil(encode)
+	if !live() {
+		t.Fatal("a usable copy is read anew")
+	}
+	for name, change := range map[string]func(*state.Checkpoint) []byte{
+		"too old":      func(c *state.Checkpoint) []byte { c.Time -= (24 * time.Hour).Milliseconds(); return encode(c) },
+		"older format": func(c *state.Checkpoint) []byte { data := encode(c); data[0]--; return data },
+		"ahead": func(c *state.Checkpoint) []byte {
+			c.Logs["total"] = state.LogPosition{Topic: c.Logs["total"].Topic, Next: 1 << 40}
+			return encode(c)
+		},
+	} {
+		spoil(change)
+		if live() {
+			t.Errorf("%s: the row is served", name)
 		}
 	}
 }

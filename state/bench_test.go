@@ -142,7 +142,7 @@ func BenchmarkRestore(b *testing.B) {
 			r := NewRestorer(db, TaskID{"count", int32(round)}, []Spec{{Name: "counts"}}, &Checkpoint{})
 			for i := range records {
 				binary.BigEndian.PutUint64(key, uint64(i%(records/2))*0x9e3779b97f4a7c15)
-				if err := r.Add("counts", int64(i), key, value, int64(i), 0); err != nil {
+				if err := r.Add("counts", int64(i), key, value, int64(i)); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -70,11 +70,11 @@ func compareTopicPartitions(a, b TopicPartition) int {
 }
 
 // UnmarshalBinary decodes a checkpoint. It accepts exactly what MarshalBinary
-// gives; the error is [ErrCorrupt], or says which newer version wrote it.
+// gives; the error is [ErrCorrupt], or says which version wrote it.
 func (c *Checkpoint) UnmarshalBinary(data []byte) error {
 	d := decoder{data: data}
 	if v := d.byte(); d.err == nil && v != checkpointVersion {
-		return fmt.Errorf("checkpoint has format version %d, this program reads %d: use the version that wrote it", v, checkpointVersion)
+		return fmt.Errorf("checkpoint has format version %d, this program reads %d", v, checkpointVersion)
 	}
 	*c = Checkpoint{Logs: map[string]LogPosition{}, Inputs: map[TopicPartition]int64{}}
 	c.Time = d.varint()
@@ -129,7 +129,8 @@ func (c *Checkpoint) AppendTo(b *Batch, id TaskID) error {
 }
 
 // LoadCheckpoint reads the checkpoint of a task. It returns nil if there is none:
-// the task has no rows, or rows whose origin is unknown.
+// the task has no rows, or rows whose origin is unknown. One that is damaged or of
+// another format is an [UnusableError]: the rows of the task have to be rebuilt.
 func LoadCheckpoint(db Backend, id TaskID) (*Checkpoint, error) {
 	data, err := db.Get(CheckpointKey(id))
 	if err != nil || data == nil {
@@ -137,7 +138,7 @@ func LoadCheckpoint(db Backend, id TaskID) (*Checkpoint, error) {
 	}
 	c := new(Checkpoint)
 	if err := c.UnmarshalBinary(data); err != nil {
-		return nil, fmt.Errorf("task %s: %w: it is damaged or of another build; stop the instance and remove its state directory, and the state is restored from the changelogs", id, err)
+		return nil, &UnusableError{Reason: err.Error()}
 	}
 	return c, nil
 }
@@ -187,11 +188,14 @@ func (c *Checkpoint) Usable(store string, log LogState, now time.Time) error {
 // An UnusableError says why the rows of a store cannot be continued from its
 // checkpoint.
 type UnusableError struct {
-	Store  string // [TaskRows] for the task's own rows
+	Store  string // [TaskRows] for the task's own rows, or all
 	Reason string
 }
 
 func (e *UnusableError) Error() string {
+	if e.Store == TaskRows {
+		return "the rows of the task cannot be continued: " + e.Reason
+	}
 	return fmt.Sprintf("store %q cannot be continued: %s", e.Store, e.Reason)
 }
 

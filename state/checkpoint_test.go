@@ -59,6 +59,24 @@ func TestCheckpointFixture(t *testing.T) {
 	}
 }
 
+// A checkpoint that cannot be read is told from a database that cannot: its rows are
+// to be rebuilt.
+func TestLoadUnreadableCheckpoint(t *testing.T) {
+	t.Parallel()
+	db, id := NewMemory(), TaskID{"count", 3}
+	for what, row := range map[string][]byte{"version 0": {0, 1, 2}, "version 2": {2, 0, 0}, "cut short": {1}, "nothing": {}} {
+		b := &Batch{}
+		b.Set(CheckpointKey(id), row)
+		if err := db.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		c, err := LoadCheckpoint(db, id)
+		if _, ok := errors.AsType[*UnusableError](err); c != nil || !ok {
+			t.Errorf("%s: %v, %v", what, c, err)
+		}
+	}
+}
+
 func FuzzCheckpoint(f *testing.F) {
 	data, err := testCheckpoint.MarshalBinary()
 	if err != nil {

@@ -94,7 +94,7 @@ func ExampleRestorer() {
 	db := state.NewMemory()
 	restorer := state.NewRestorer(db, task, []state.Spec{spec}, &state.Checkpoint{})
 	for offset, value := range []string{"old", "new"} {
-		if err := restorer.Add("visits", int64(offset), []byte("alice"), []byte(value), 1000, 0); err != nil {
+		if err := restorer.Add("visits", int64(offset), []byte("alice"), []byte(value), 1000); err != nil {
 			log.Fatal(err)
 		}
 	}

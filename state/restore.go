@@ -52,7 +52,11 @@ type rawRow struct {
 
 // NewRestorer returns a restorer of the task's stores, the task's own rows
 // included. The checkpoint is the one to go on from: topic ids and positions of
-// every store that Add will be called for, and inputs. It is copied.
+// every store that Add will be called for, and inputs. Its time is when the rows
+// reflected the changelogs, or when the reading of them from their starts began: a
+// restore that is cut short is as old as that, whenever its checkpoint was written,
+// since a deletion that it has not read may be gone from the changelog before the
+// next. It is copied.
 func NewRestorer(db Backend, id TaskID, specs []Spec, from *Checkpoint) *Restorer {
 	r := &Restorer{db: db, id: id, stores: map[string]*restoring{}, cp: from.Clone(), limit: restoreBytes}
 	if r.cp.Logs == nil {
@@ -69,12 +73,12 @@ func NewRestorer(db Backend, id TaskID, specs []Spec, from *Checkpoint) *Restore
 
 // Add takes a record of the changelog of a store; it copies key and value. The
 // records of one store come in the order of their offsets, those of several
-// stores in any order. A nil value is a tombstone. now is the wall clock in ms
-// since the epoch, for the checkpoint that is written when memory is full.
+// stores in any order. A nil value is a tombstone. When memory is full it writes
+// what it holds.
 //
 // The error says that the record cannot be one of the store, or is one of
 // [Restorer.Flush].
-func (r *Restorer) Add(store string, offset int64, key, value []byte, timestamp, now int64) error {
+func (r *Restorer) Add(store string, offset int64, key, value []byte, timestamp int64) error {
 	s := r.stores[store]
 	if s == nil {
 		return fmt.Errorf("restore of task %s: it has no store %q", r.id, store)
@@ -99,7 +103,7 @@ func (r *Restorer) Add(store string, offset int64, key, value []byte, timestamp,
 	r.count++
 	r.Skip(store, offset+1)
 	if r.held >= r.limit {
-		return r.Flush(now)
+		return r.Flush(r.cp.Time)
 	}
 	return nil
 }
@@ -120,12 +124,12 @@ func (r *Restorer) Count() int64 { return r.count }
 // Checkpoint returns the checkpoint that the next Flush writes.
 func (r *Restorer) Checkpoint() *Checkpoint { return r.cp.Clone() }
 
-// Flush writes what it holds and the checkpoint, atomically. now is the wall
-// clock in ms since the epoch. After an error the restore must begin anew from
-// the checkpoint in the database.
-func (r *Restorer) Flush(now int64) error {
+// Flush writes what it holds and the checkpoint, atomically. time, in ms since the
+// epoch, is when the changelogs ended where the rows now do. After an error the
+// restore must begin anew from the checkpoint in the database.
+func (r *Restorer) Flush(time int64) error {
 	cp := r.cp.Clone()
-	cp.Time = now
+	cp.Time = time
 	data, err := cp.MarshalBinary()
 	if err == nil {
 		rows := func(yield func(k, v []byte) bool) {

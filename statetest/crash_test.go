@@ -72,18 +72,18 @@ func (r *crashRun) ingest(pad int) error {
 	for k := range int64(crashKeys) {
 		key := []byte(crashKey(int(k), pad))
 		value := binary.BigEndian.AppendUint64(nil, uint64(r.cycle))
-		if err := re.Add("counts", r.cycle*crashKeys-crashKeys+k, key, value, r.cycle, r.cycle); err != nil {
+		if err := re.Add("counts", r.cycle*crashKeys-crashKeys+k, key, value, r.cycle); err != nil {
 			return err
 		}
 	}
 	// Records of a key that is deleted at once bring it to the size of a file.
 	junk := make([]byte, 1<<20)
 	for range 5 {
-		if err := re.Add("counts", 0, []byte("junk"), junk, 0, r.cycle); err != nil {
+		if err := re.Add("counts", 0, []byte("junk"), junk, 0); err != nil {
 			return err
 		}
 	}
-	if err := re.Add("counts", 0, []byte("junk"), nil, 0, r.cycle); err != nil {
+	if err := re.Add("counts", 0, []byte("junk"), nil, 0); err != nil {
 		return err
 	}
 	r.part.Abort()

@@ -46,7 +46,7 @@ func (r *rig) restore(t testing.TB) {
 	r.db = state.NewMemory()
 	in := state.NewRestorer(r.db, task, r.specs, &state.Checkpoint{})
 	for i, rec := range r.log {
-		must(t, in.Add(rec.store, int64(i), rec.key, rec.value, rec.timestamp, 42))
+		must(t, in.Add(rec.store, int64(i), rec.key, rec.value, rec.timestamp))
 	}
 	must(t, in.Flush(42))
 	r.part = state.NewPartition(r.db, task, r.specs)

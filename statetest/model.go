@@ -245,7 +245,7 @@ func (m *model) restore(t *testing.T) {
 	db := state.NewMemory()
 	r := state.NewRestorer(db, task, []state.Spec{countSpec, windowSpec}, &state.Checkpoint{})
 	for i, rec := range m.log {
-		must(t, r.Add(rec.store, int64(i), rec.key, rec.value, rec.timestamp, 42))
+		must(t, r.Add(rec.store, int64(i), rec.key, rec.value, rec.timestamp))
 		if m.rng.IntN(100) == 0 {
 			must(t, r.Flush(42))
 		}

@@ -47,13 +47,13 @@ func restoreOver(t *testing.T, db state.Backend, n int) {
 	padding := make([]byte, 50)
 	for i := range n {
 		key := fmt.Appendf(nil, "key-%d-%s", i%(n/2), padding)
-		must(t, r.Add("counts", int64(5+i), key, binary.BigEndian.AppendUint64(nil, uint64(i)), int64(i), 7))
+		must(t, r.Add("counts", int64(5+i), key, binary.BigEndian.AppendUint64(nil, uint64(i)), int64(i)))
 		start := binary.BigEndian.AppendUint64([]byte("w"), uint64(i%3)*60_000)
-		must(t, r.Add("windows", int64(i), start, binary.BigEndian.AppendUint64(state.AppendRow(nil, 3), uint64(i)), 0, 7))
+		must(t, r.Add("windows", int64(i), start, binary.BigEndian.AppendUint64(state.AppendRow(nil, 3), uint64(i)), 0))
 	}
-	must(t, r.Add("counts", int64(5+n), []byte("gone"), nil, 0, 7))
+	must(t, r.Add("counts", int64(5+n), []byte("gone"), nil, 0))
 	r.Skip("counts", int64(9+n)) // markers at the end
-	if err := r.Add("windows", int64(n), []byte("short"), nil, 0, 7); err == nil {
+	if err := r.Add("windows", int64(n), []byte("short"), nil, 0); err == nil {
 		t.Error("a window changelog key without a start is accepted")
 	}
 	must(t, r.Flush(8))

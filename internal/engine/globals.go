@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -24,6 +25,10 @@ type globals struct {
 
 	mu   sync.Mutex
 	next map[string]map[int32]int64 // offsets behind what was applied
+	// loading has the tables that have not reached the ends of their topics, with
+	// the age of their rows in ms since the epoch: a load that is cut short is as
+	// old as that.
+	loading map[string]int64
 }
 
 // globalTask is the owner of the rows of global tables.
@@ -33,7 +38,7 @@ func globalTask(store string) state.TaskID {
 
 // openGlobals loads all global tables up to the ends of their topics as of now.
 func openGlobals(ctx context.Context, inst *Instance) (*globals, error) {
-	g := &globals{inst: inst, tables: inst.cfg.Topology.Globals, next: map[string]map[int32]int64{}}
+	g := &globals{inst: inst, tables: inst.cfg.Topology.Globals, next: map[string]map[int32]int64{}, loading: map[string]int64{}}
 	for i := range g.tables {
 		table := &g.tables[i]
 		if err := g.load(ctx, table); err != nil {
@@ -70,9 +75,15 @@ func (g *globals) load(ctx context.Context, table *topology.GlobalSource) error 
 		set(g.next, table.Topic, p, at)
 		ranges = append(ranges, kafka.ReadRange{Topic: table.Topic, Partition: p, From: at, To: ends[table.Topic][p]})
 	}
-	return inst.cfg.Kafka.Read(ctx, ranges, func(topic string, partition int32, records []*kgo.Record, next int64) error {
+	err = inst.cfg.Kafka.Read(ctx, ranges, func(topic string, partition int32, records []*kgo.Record, next int64) error {
 		return g.apply(table, partition, records, next)
 	})
+	if err == nil {
+		g.mu.Lock()
+		delete(g.loading, table.Store.Name)
+		g.mu.Unlock()
+	}
+	return err
 }
 
 // positions returns where to go on; it deletes the rows when they cannot be
@@ -80,7 +91,9 @@ func (g *globals) load(ctx context.Context, table *topology.GlobalSource) error 
 func (g *globals) positions(table *topology.GlobalSource, id state.TaskID, starts, ends map[int32]int64) (map[int32]int64, error) {
 	inst := g.inst
 	check, err := state.LoadCheckpoint(inst.db, id)
-	if err != nil {
+	if unusable, ok := errors.AsType[*state.UnusableError](err); ok {
+		inst.log.Warn("the copy of a global table is read anew", "table", table.Store.Name, "reason", unusable)
+	} else if err != nil {
 		return nil, err
 	}
 	log := state.LogState{Topic: inst.topicInfos[table.Topic].ID, MaxAge: state.MaxCheckpointAge(inst.tombstones[table.Topic])}
@@ -99,9 +112,13 @@ func (g *globals) positions(table *topology.GlobalSource, id state.TaskID, start
 			from[p] = at
 		}
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if usable {
+		g.loading[table.Store.Name] = check.Time
 		return from, nil
 	}
+	g.loading[table.Store.Name] = time.Now().UnixMilli()
 	b := &state.Batch{}
 	state.DeleteTask(b, id, []string{table.Store.Name})
 	return starts, inst.db.Write(b)
@@ -140,6 +157,9 @@ func (g *globals) write(table *topology.GlobalSource, b *state.Batch) error {
 	check := &state.Checkpoint{
 		Logs:   map[string]state.LogPosition{table.Store.Name: {Topic: g.inst.topicInfos[table.Topic].ID}},
 		Inputs: map[state.TopicPartition]int64{}, Time: time.Now().UnixMilli(),
+	}
+	if age, ok := g.loading[table.Store.Name]; ok {
+		check.Time = age
 	}
 	for p, at := range g.next[table.Topic] {
 		check.Inputs[state.TopicPartition{Topic: table.Topic, Partition: p}] = at

@@ -15,6 +15,9 @@ import (
 	"github.com/millrace/millrace/topology"
 )
 
+// rebuilt is logged when the local rows of a task cannot be continued.
+const rebuilt = "the local state is rebuilt from the changelogs"
+
 // restore brings the committed rows of a task up to the high watermarks of its
 // changelogs, read after the task became ours: from the local checkpoint where it
 // can be continued, else from the beginning.
@@ -27,13 +30,16 @@ func (inst *Instance) restore(ctx context.Context, t *task) error {
 	}
 	logs := t.sub.Changelogs()
 	from, err := state.LoadCheckpoint(inst.db, t.id)
-	if err != nil {
+	if unusable, ok := errors.AsType[*state.UnusableError](err); ok {
+		t.log.Warn(rebuilt, "reason", unusable)
+	} else if err != nil {
 		return err
 	}
 	if len(logs) == 0 {
 		t.check = &state.Checkpoint{Logs: map[string]state.LogPosition{}, Inputs: map[state.TopicPartition]int64{}}
 		return nil
 	}
+	asked := time.Now().UnixMilli()
 	states, err := inst.logStates(ctx, t, logs)
 	if err != nil {
 		return err
@@ -46,13 +52,12 @@ func (inst *Instance) restore(ctx context.Context, t *task) error {
 	if err := inst.readLogs(ctx, t, r, logs, states); err != nil {
 		return err
 	}
-	now := time.Now().UnixMilli()
-	if err := r.Flush(now); err != nil {
+	if err := r.Flush(asked); err != nil {
 		return err
 	}
 	inst.metrics.restored.WithLabelValues(t.id.SubTopology).Add(float64(r.Count()))
 	t.check = r.Checkpoint()
-	t.check.Time, t.checked = now, now
+	t.check.Time, t.checked = asked, asked
 	return nil
 }
 
@@ -138,9 +143,9 @@ func (inst *Instance) continueFrom(t *task, from *state.Checkpoint, states map[s
 		return from, nil
 	}
 	if from != nil {
-		t.log.Warn("the local state is rebuilt from the changelogs", "reason", unusable)
+		t.log.Warn(rebuilt, "reason", unusable)
 	}
-	fresh := &state.Checkpoint{Logs: map[string]state.LogPosition{}, Inputs: map[state.TopicPartition]int64{}}
+	fresh := &state.Checkpoint{Logs: map[string]state.LogPosition{}, Inputs: map[state.TopicPartition]int64{}, Time: time.Now().UnixMilli()}
 	for store, log := range states {
 		fresh.Logs[store] = state.LogPosition{Topic: log.Topic, Next: log.Start}
 	}
@@ -168,9 +173,9 @@ func (inst *Instance) readLogs(ctx context.Context, t *task, r *state.Restorer, 
 	started := time.Now()
 	inst.restoreProgress(t.id, 0, total)
 	err := inst.cfg.Kafka.Read(ctx, ranges, func(topic string, _ int32, records []*kgo.Record, next int64) error {
-		store, now := stores[topic], time.Now().UnixMilli()
+		store := stores[topic]
 		for _, rec := range records {
-			if err := r.Add(store, rec.Offset, rec.Key, rec.Value, rec.Timestamp.UnixMilli(), now); err != nil {
+			if err := r.Add(store, rec.Offset, rec.Key, rec.Value, rec.Timestamp.UnixMilli()); err != nil {
 				return err
 			}
 		}

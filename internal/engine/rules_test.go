@@ -21,7 +21,7 @@ package engine_test
 //	§2.10 purge up to the lowest commit         TestPurge, sim
 //	§3.1  overlay, cache, abort                 planted, state.TestPartition*
 //	§3.2  flush, crash clones                   sim.TestCrashClones, sim (kill), TestFullDisk
-//	§3.3  checkpoint row                        state checkpoint tests, sim
+//	§3.3  checkpoint row                        state checkpoint tests, TestUnusableCheckpoint, sim
 //	§3.4  no start over                         TestRefuseStartOver
 //	§3.5  restore to the high watermark         TestPlantedByHand, planted
 //	§3.6  failed batch after the commit         TestFullDisk

@@ -87,8 +87,8 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return r.explain(err)
 	}
-	if err := r.dropForeign(db, source.TopicID(), parts); err != nil {
-		return err
+	if err := r.dropUnusable(ctx, cl, db, source.TopicID(), parts); err != nil {
+		return r.explain(err)
 	}
 	view, err := goka.NewView(nil, goka.Table(r.cfg.Topic), new(codec.Bytes), source.Options(
 		func(_ string, partition int32) (storage.Storage, error) {
@@ -163,18 +163,39 @@ func (r *Replica) partitions(ctx context.Context, cl *kgo.Client) (int32, error)
 	return info.Partitions, info.Err
 }
 
-// dropForeign deletes the rows of partitions that were read from a topic of the
-// same name that does not exist any more.
-func (r *Replica) dropForeign(db state.Backend, topic [16]byte, parts int32) error {
+// dropUnusable deletes the rows of the partitions that cannot be continued: they are
+// of a topic that does not exist any more, of offsets that it does not have, or so old
+// that the deletions which they lack may be gone from it. They are read anew.
+func (r *Replica) dropUnusable(ctx context.Context, cl *kgo.Client, db state.Backend, topic [16]byte, parts int32) error {
+	all := make([]int32, parts)
+	for p := range all {
+		all[p] = int32(p)
+	}
+	starts, err := kafka.ListOffsets(ctx, cl, kafka.LogStart, map[string][]int32{r.cfg.Topic: all})
+	if err != nil {
+		return err
+	}
+	ends, err := kafka.ListOffsets(ctx, cl, kafka.HighWatermark, map[string][]int32{r.cfg.Topic: all})
+	if err != nil {
+		return err
+	}
 	b := &state.Batch{}
-	for p := range parts {
+	for _, p := range all {
 		check, err := state.LoadCheckpoint(db, r.owner(p))
-		if err != nil {
+		if err == nil {
+			err = check.Usable(r.cfg.Store.Name, state.LogState{
+				Topic: topic, Start: starts[r.cfg.Topic][p], End: ends[r.cfg.Topic][p],
+				MaxAge: state.MaxCheckpointAge(kafka.DeleteRetention),
+			}, time.Now())
+			if err == nil {
+				continue
+			}
+		}
+		if !errors.As(err, new(*state.UnusableError)) {
 			return err
 		}
-		if check == nil || check.Logs[r.cfg.Store.Name].Topic != topic {
-			state.DeleteTask(b, r.owner(p), []string{r.cfg.Store.Name})
-		}
+		r.cfg.Logger.Info("a partition is copied from the start", "topic", r.cfg.Topic, "partition", p, "reason", err)
+		state.DeleteTask(b, r.owner(p), []string{r.cfg.Store.Name})
 	}
 	return db.Write(b)
 }

@@ -26,13 +26,14 @@ type rows struct {
 	mu        sync.Mutex
 	batch     state.Batch
 	next      int64 // offset behind what was applied, -1 if unknown
-	recovered bool
+	age       int64 // of the rows until recovered, in ms since the epoch
+	recovered bool  // they have been at the end of the changelog
 }
 
 var _ storage.Storage = (*rows)(nil)
 
 func newStorage(db state.Backend, id state.TaskID, spec state.Spec, topic [16]byte) *rows {
-	return &rows{Storage: storage.NewNull(), db: db, id: id, store: spec.Name, prefix: state.StorePrefix(id, spec.Name), topic: topic, next: -1}
+	return &rows{Storage: storage.NewNull(), db: db, id: id, store: spec.Name, prefix: state.StorePrefix(id, spec.Name), topic: topic, next: -1, age: time.Now().UnixMilli()}
 }
 
 func (s *rows) Open() error {
@@ -40,7 +41,7 @@ func (s *rows) Open() error {
 	if err != nil || check == nil {
 		return err
 	}
-	s.next = check.Logs[s.store].Next
+	s.next, s.age = check.Logs[s.store].Next, check.Time
 	return nil
 }
 
@@ -84,7 +85,10 @@ func (s *rows) MarkRecovered() error {
 func (s *rows) write() error {
 	check := state.Checkpoint{
 		Logs: map[string]state.LogPosition{s.store: {Topic: s.topic, Next: max(s.next, 0)}},
-		Time: time.Now().UnixMilli(),
+		Time: s.age,
+	}
+	if s.recovered {
+		check.Time = time.Now().UnixMilli()
 	}
 	if err := check.AppendTo(&s.batch, s.id); err != nil {
 		return err
@@ -94,11 +98,12 @@ func (s *rows) write() error {
 	return err
 }
 
-// Close writes what is left.
+// Close writes what is left, and makes the checkpoint young: what has recovered has
+// followed the changelog until now.
 func (s *rows) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.batch.Ops) == 0 {
+	if len(s.batch.Ops) == 0 && !s.recovered {
 		return nil
 	}
 	return s.write()
