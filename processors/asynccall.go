@@ -162,7 +162,11 @@ func (p *AttemptPolicy) attempt(ctx context.Context, fn func(context.Context) en
 				done <- encodedResult{err: Panicked(ClassAsync, "", v)}
 			}
 		}()
-		done <- fn(ctx)
+		res := fn(ctx)
+		if res.err != nil {
+			res.err = sound(res.err)
+		}
+		done <- res
 	}()
 	select {
 	case res := <-done:

@@ -147,3 +147,22 @@ func TestPauseIsJittered(t *testing.T) {
 		}
 	}
 }
+
+// A nilError is an error whose text cannot be had from a nil pointer.
+type nilError struct{ text string }
+
+func (e *nilError) Error() string { return e.text }
+
+// A function that returns a nil pointer as an error fails; it does not end the
+// process.
+func TestUnreadableErrorIsAFailure(t *testing.T) {
+	t.Parallel()
+	p := AttemptPolicy{Timeout: time.Minute, Deadline: time.Minute, Attempts: 1}
+	o := p.run(t.Context(), &request{}, func(context.Context) encodedResult {
+		var err *nilError
+		return encodedResult{err: err}
+	})
+	if f := o.GetFailure(); f == nil || !strings.Contains(f.Message, "*processors.nilError") {
+		t.Errorf("outcome %v", o)
+	}
+}

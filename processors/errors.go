@@ -3,6 +3,7 @@ package processors
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 )
 
 // Class says what kind of step failed on a record.
@@ -78,12 +79,26 @@ func (s *steer) Unwrap() error { return s.err }
 // with action, whatever the application's error policy says.
 func WithAction(action Action, err error) error { return &steer{action, err} }
 
+// sound returns err, or a [PanicError] if it cannot be read: user code that returns a
+// nil pointer as an error has made one whose methods panic wherever they are called.
+func sound(err error) (out error) {
+	defer func() {
+		if v := recover(); v != nil {
+			out = &PanicError{Value: fmt.Sprintf("the error, a %T, cannot be read: %v", err, v), Stack: debug.Stack()}
+		}
+	}()
+	_ = err.Error()
+	_, _ = errors.AsType[*Error](err)
+	return err
+}
+
 // Fail wraps err, which a step returned, as an [Error]; it keeps an Error that
 // is one already. A nil err gives nil.
 func Fail(class Class, step string, err error) error {
 	if err == nil {
 		return nil
 	}
+	err = sound(err)
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -41,6 +43,19 @@ func (t *task) Decide(e *processors.Error) processors.Action {
 	if e.Action != processors.Default {
 		return e.Action
 	}
+	return t.policy(e)
+}
+
+// policy asks the application. A policy that panics leaves no other decision than to
+// stop.
+func (t *task) policy(e *processors.Error) (action processors.Action) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.log.Error("panic of the error policy", "panic", p, "stack", string(debug.Stack()))
+			e.Err = fmt.Errorf("%w; the error policy panicked: %v", e.Err, p)
+			action = processors.Stop
+		}
+	}()
 	return t.inst.cfg.Policy(e)
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"runtime/debug"
 	"time"
 
 	"github.com/millrace/millrace/state"
@@ -70,8 +71,18 @@ func (inst *Instance) setStateOf(id state.TaskID, st TaskState, err error) {
 	}
 	inst.log.Info("task state", "task", id.String(), "state", st.String(), "error", err)
 	if inst.cfg.Listener != nil {
-		inst.cfg.Listener(copied)
+		inst.tell(copied)
 	}
+}
+
+// tell tells the application's listener.
+func (inst *Instance) tell(s TaskStatus) {
+	defer func() {
+		if p := recover(); p != nil {
+			inst.log.Error("panic of the task state listener", "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	inst.cfg.Listener(s)
 }
 
 // statusOf returns the status entry of a task. The caller holds mu.
