@@ -116,13 +116,23 @@ func (s *session) startOpening(o *opening, starts func(context.Context) (map[str
 	go func() { // ends with the opening, which s.opened takes
 		if o.err = s.w.inst.acquireTask(ctx, o.id); o.err == nil {
 			o.owned = true
-			var at map[string]start
-			if at, o.err = starts(ctx); o.err == nil {
-				o.task, o.err = s.openTask(ctx, o.id, at)
-			}
+			o.task, o.err = s.openFrom(ctx, o.id, starts)
 		}
 		s.opened <- o
 	}()
+}
+
+// openFrom opens a task at the starts that are looked up for it. What condemns its
+// sub-topology goes before: without its topics nothing can be looked up, which says less.
+func (s *session) openFrom(ctx context.Context, id state.TaskID, starts func(context.Context) (map[string]start, error)) (*task, error) {
+	if err := s.w.inst.condemnation(id.SubTopology); err != nil {
+		return nil, err
+	}
+	at, err := starts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.openTask(ctx, id, at)
 }
 
 // admit takes over an opened task and lets its partitions flow.

@@ -184,7 +184,7 @@ func (s *session) commit() error {
 		}
 	case forbidden(err):
 		// It would be refused again at once: the worker backs off.
-		return fmt.Errorf("commit of group %q: %w: grant Read on the group and the inputs, Write on the outputs and on the transactional id", s.w.group, err)
+		return fmt.Errorf("commit of group %q: %w", s.w.group, err)
 	default:
 		s.log.Warn("transaction aborted, its records are processed again", "error", err)
 	}
@@ -192,9 +192,29 @@ func (s *session) commit() error {
 }
 
 // forbidden reports whether err is about the rights of the instance.
-func forbidden(err error) bool {
-	return errors.Is(err, kerr.GroupAuthorizationFailed) || errors.Is(err, kerr.TopicAuthorizationFailed) ||
-		errors.Is(err, kerr.TransactionalIDAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed)
+func forbidden(err error) bool { return missingRight(err) != "" }
+
+// missingRight says what to grant to be rid of err, "" if that is not its cause.
+func missingRight(err error) string {
+	switch {
+	case errors.Is(err, kerr.GroupAuthorizationFailed):
+		return "grant Read and Describe on the group"
+	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
+		return "grant Write and Describe on transactional ids with the application's prefix"
+	case errors.Is(err, kerr.TopicAuthorizationFailed):
+		return "grant Read on the inputs, Write on the outputs, and Read, Write and Delete on topics with the application's prefix"
+	case errors.Is(err, kerr.ClusterAuthorizationFailed):
+		return "grant IdempotentWrite on the cluster"
+	}
+	return ""
+}
+
+// explained adds to err what to grant, if that is missing.
+func explained(err error) error {
+	if right := missingRight(err); right != "" {
+		return fmt.Errorf("%w: %s", err, right)
+	}
+	return err
 }
 
 // participants are the tasks whose offsets the commit names.

@@ -17,9 +17,6 @@ import (
 // openTask restores the state of a task and starts its operators.
 func (s *session) openTask(ctx context.Context, id state.TaskID, starts map[string]start) (_ *task, err error) {
 	inst := s.w.inst
-	if err := inst.condemnation(id.SubTopology); err != nil {
-		return nil, err
-	}
 	inst.setStateOf(id, Restoring, nil)
 	sub := inst.sub(id.SubTopology)
 	t := &task{

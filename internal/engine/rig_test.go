@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
 
 	"github.com/millrace/millrace/internal/checker"
 	"github.com/millrace/millrace/internal/engine"
@@ -26,18 +27,27 @@ import (
 // that wait do so in fake time.
 type rig struct {
 	*kfake.Cluster
-	t   *testing.T
-	net *kfake.VirtualNetwork
-	cl  *kgo.Client
-	adm *kadm.Client
+	t    *testing.T
+	net  *kfake.VirtualNetwork
+	auth sasl.Mechanism // nil for none
+	cl   *kgo.Client
+	adm  *kadm.Client
 }
 
 // newRig starts a broker with topics of one partition. close it at the end.
 func newRig(t *testing.T, topics ...string) *rig {
 	t.Helper()
-	r := &rig{t: t, net: new(kfake.VirtualNetwork)}
+	return newRigWith(t, nil, nil, topics...)
+}
+
+// newRigWith is newRig with options of the broker and what the rig's own clients say
+// of themselves.
+func newRigWith(t *testing.T, auth sasl.Mechanism, opts []kfake.Opt, topics ...string) *rig {
+	t.Helper()
+	r := &rig{t: t, net: new(kfake.VirtualNetwork), auth: auth}
+	opts = append(opts, kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(r.net.Listen), kfake.SeedTopics(1, topics...))
 	var err error
-	r.Cluster, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(9092), kfake.ListenFn(r.net.Listen), kfake.SeedTopics(1, topics...))
+	r.Cluster, err = kfake.NewCluster(opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +59,11 @@ func newRig(t *testing.T, topics ...string) *rig {
 }
 
 func (r *rig) opts() []kgo.Opt {
-	return []kgo.Opt{kgo.SeedBrokers(r.ListenAddrs()...), kgo.Dialer(r.net.DialContext)}
+	opts := []kgo.Opt{kgo.SeedBrokers(r.ListenAddrs()...), kgo.Dialer(r.net.DialContext)}
+	if r.auth != nil {
+		opts = append(opts, kgo.SASL(r.auth))
+	}
+	return opts
 }
 
 func (r *rig) close() {

@@ -280,7 +280,7 @@ func (inst *Instance) purge(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		if err := inst.purgeOnce(ctx); err != nil && ctx.Err() == nil {
-			inst.log.Warn("purging internal topics, will try again", "error", err)
+			inst.log.Warn("purging internal topics, will try again", "error", explained(err))
 		}
 	}
 }

@@ -175,7 +175,7 @@ func (w *worker) run(ctx context.Context) error {
 			wait = min(100*time.Millisecond<<min(failures, 10), 30*time.Second)
 		}
 		failures++
-		w.log.Warn("worker reopens its client", "error", err, "in", wait)
+		w.log.Warn("worker reopens its client", "error", explained(err), "in", wait)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -269,7 +272,7 @@ func ListOffsets(ctx context.Context, cl *kgo.Client, edge Edge, partitions map[
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list offsets: %w", err)
+		return nil, fmt.Errorf("list offsets of %s: %w", strings.Join(slices.Sorted(maps.Keys(partitions)), ", "), err)
 	}
 	return got, nil
 }
