@@ -28,17 +28,20 @@ type App struct {
 // New builds the topology and checks it and the options. The error lists every
 // mistake and what to do about it. Nothing is opened before [App.Run].
 func New(b *topology.Builder, opts ...Option) (*App, error) {
-	top, err := b.Build()
+	if b == nil {
+		return nil, errors.New("millrace: no topology: describe one with topology.New")
+	}
+	top, buildErr := b.Build()
+	if buildErr != nil {
+		top = &topology.Topology{App: b.App()} // to hear of the options' mistakes too
+	}
 	cfg := engine.Config{Topology: top}
 	for _, o := range opts {
 		o(&cfg)
 	}
-	if err != nil {
-		return nil, err
-	}
 	inst, err := engine.New(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("application %q: %w", top.App, err)
+	if err := errors.Join(buildErr, err); err != nil {
+		return nil, fmt.Errorf("application %q: %w", b.App(), err)
 	}
 	return &App{topology: top, instance: inst}, nil
 }

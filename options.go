@@ -131,7 +131,7 @@ func MaxRowBytes(n int) Option {
 
 // OnError decides what becomes of a record that failed, unless the step decided
 // itself with [processors.WithAction]. The default dead-letters the record, and
-// stops the task on failures of the state store.
+// stops the task on failures of the state store. A policy that panics stops the task.
 func OnError(policy func(*processors.Error) processors.Action) Option {
 	return func(c *engine.Config) { c.Policy = policy }
 }
@@ -166,12 +166,18 @@ func Logger(l *slog.Logger) Option {
 	return func(c *engine.Config) { c.Logger, c.Kafka.Logger = l, l }
 }
 
-// Metrics registers the instance's Prometheus metrics; default: none.
+// Metrics registers the instance's Prometheus metrics while it runs; default: none.
+// Two applications in one process need a registry each.
 func Metrics(r *prometheus.Registry) Option {
-	return func(c *engine.Config) { c.Registry = r }
+	return func(c *engine.Config) {
+		if r != nil { // a nil registry in an interface is none
+			c.Registry = r
+		}
+	}
 }
 
-// OnTaskState calls fn at every change of a task's state. fn must not block.
+// OnTaskState calls fn at every change of a task's state. fn must not block; a panic
+// of it is logged.
 func OnTaskState(fn func(TaskStatus)) Option {
 	return func(c *engine.Config) { c.Listener = fn }
 }

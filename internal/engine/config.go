@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -95,6 +96,12 @@ func (c *Config) complete() error {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.HTTP != "" && !loopback(c.HTTP) {
+		errs = append(errs, fmt.Errorf("HTTP address %q: it must be a loopback address with a port, such as 127.0.0.1:8080, since the server has no authentication", c.HTTP))
+	}
+	if c.MaxRowBytes < 0 {
+		errs = append(errs, fmt.Errorf("MaxRowBytes %d: it must be positive", c.MaxRowBytes))
+	}
 	if c.Workers < 0 {
 		errs = append(errs, fmt.Errorf("%d workers: at least 1", c.Workers))
 	}
@@ -105,6 +112,12 @@ func (c *Config) complete() error {
 		errs = append(errs, fmt.Errorf("commit interval %s: between 1ms and 10s, since it has to fit the rebalance timeout", c.CommitInterval))
 	}
 	return errors.Join(errs...)
+}
+
+// loopback reports whether addr is a port of this machine that no other can reach.
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	return err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback())
 }
 
 func def[T comparable](v *T, d T) {

@@ -91,6 +91,9 @@ func New(cfg Config) (*Instance, error) {
 // started has, after a drain: open cycles are committed, running calls get
 // HandoverWait to end. It can be called once.
 func (inst *Instance) Run(ctx context.Context) (err error) {
+	if err := inst.metrics.register(); err != nil {
+		return err
+	}
 	defer inst.metrics.unregister()
 	if err := inst.openDir(); err != nil {
 		return err

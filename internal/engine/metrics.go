@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -52,12 +53,23 @@ func newMetrics(inst *Instance, reg prometheus.Registerer) *metrics {
 	m.calls = histogram("async_call_seconds", "Duration of the calls of asynchronous steps, retries included.", prometheus.ExponentialBuckets(0.005, 2, 16), "step", "outcome")
 	m.interrupted = counter("async_interrupted_total", "Calls that were cancelled or found abandoned, and will be made again.", "step")
 	m.all = append(m.all, taskCollector{inst})
-	if reg != nil {
-		for _, c := range m.all {
-			reg.MustRegister(c)
+	return m
+}
+
+// register makes the metrics known; unregister ends that.
+func (m *metrics) register() error {
+	if m.reg == nil {
+		return nil
+	}
+	for i, c := range m.all {
+		if err := m.reg.Register(c); err != nil {
+			for _, c := range m.all[:i] {
+				m.reg.Unregister(c)
+			}
+			return fmt.Errorf("metrics: %w: give each application of a process a registry of its own", err)
 		}
 	}
-	return m
+	return nil
 }
 
 func (m *metrics) unregister() {
