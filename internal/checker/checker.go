@@ -3,8 +3,8 @@
 // the engine: what it says does not depend on what it checks.
 //
 // The application it knows is the one of internal/chaos: records of one input
-// topic are echoed, counted per key, counted per key and window, and looked up
-// asynchronously. Each output must be exactly the recomputation, per partition and
+// topic are echoed, counted per key, counted per key and window, looked up
+// asynchronously, and written under other keys. Each output must be exactly the recomputation, per partition and
 // in order, of the input: nothing lost, nothing twice, nothing made up.
 package checker
 
@@ -253,6 +253,85 @@ func (r *Report) PerKey(name string, in Log, got Log, prefix bool) {
 			}
 		}
 	}
+}
+
+// Regrouped compares an output that has every input under another key: of names that
+// key for an input key. Each value is there once, under the right key, all of a key
+// in one partition, and those of one input key in their order. Input values are
+// unique.
+func (r *Report) Regrouped(name string, in Log, got Log, of func(key string) string, prefix bool) {
+	from := map[int64]string{}   // the input key of a value
+	want := map[string][]int64{} // the values of an input key, in order
+	for _, rs := range in {
+		for key, values := range byKey(rs) {
+			want[key] = append(want[key], values...)
+			for _, v := range values {
+				from[v] = key
+			}
+		}
+	}
+	have := map[string]int{} // how many of an input key's values there were
+	home := map[string]int32{}
+	for _, p := range slices.Sorted(maps.Keys(got)) {
+		r.Outputs += len(got[p])
+		for _, rec := range got[p] {
+			r.homeOf(name, home, rec.Key, p)
+			v := decode(rec.Value)
+			key, ok := from[v]
+			at := have[key]
+			switch {
+			case !ok:
+				r.fail("%s/%d: offset %d: value %d is made up", name, p, rec.Offset, v)
+				continue
+			case rec.Key != of(key):
+				r.fail("%s/%d: offset %d: value %d has key %q, must have %q", name, p, rec.Offset, v, rec.Key, of(key))
+			case at >= len(want[key]) || want[key][at] != v:
+				r.fail("%s/%d: offset %d: value %d is not number %d of input key %q: lost, duplicated or out of order", name, p, rec.Offset, v, at, key)
+			}
+			have[key]++
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		if have[key] < len(want[key]) && !prefix {
+			r.fail("%s: %d records of input key %q, must be %d: lost", name, have[key], key, len(want[key]))
+		}
+	}
+}
+
+// Counted compares an output that counts the input under another key, which of
+// names: for every key 1, 2, 3 and so on, in one partition.
+func (r *Report) Counted(name string, in Log, got Log, of func(key string) string, prefix bool) {
+	want := map[string]int64{}
+	for _, rs := range in {
+		for _, rec := range rs {
+			want[of(rec.Key)]++
+		}
+	}
+	have := map[string]int64{}
+	home := map[string]int32{}
+	for _, p := range slices.Sorted(maps.Keys(got)) {
+		r.Outputs += len(got[p])
+		for _, rec := range got[p] {
+			r.homeOf(name, home, rec.Key, p)
+			have[rec.Key]++
+			if n := decode(rec.Value); n != have[rec.Key] || n > want[rec.Key] {
+				r.fail("%s/%d: offset %d: count %d of key %q, must be %d, and at most %d", name, p, rec.Offset, n, rec.Key, have[rec.Key], want[rec.Key])
+			}
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		if have[key] < want[key] && !prefix {
+			r.fail("%s: %d counts of key %q, must be %d: lost", name, have[key], key, want[key])
+		}
+	}
+}
+
+// homeOf checks that a key has one partition.
+func (r *Report) homeOf(name string, home map[string]int32, key string, p int32) {
+	if at, ok := home[key]; ok && at != p {
+		r.fail("%s: key %q is in partitions %d and %d", name, key, at, p)
+	}
+	home[key] = p
 }
 
 func byKey(rs []Record) map[string][]int64 {

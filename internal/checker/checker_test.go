@@ -44,11 +44,15 @@ func TestPlantedErrors(t *testing.T) {
 		"windows": func(r *Report, got Log) {
 			r.Ordered("windows", Windows(input, 10*time.Millisecond, 20*time.Millisecond), got, false)
 		},
-		"perkey": func(r *Report, got Log) { r.PerKey("perkey", input, got, false) },
+		"perkey":    func(r *Report, got Log) { r.PerKey("perkey", input, got, false) },
+		"regrouped": func(r *Report, got Log) { r.Regrouped("regrouped", input, got, group, false) },
+		"counted":   func(r *Report, got Log) { r.Counted("counted", input, got, group, false) },
 	}
 	right := map[string]map[int32][]Output{
 		"echo": Echo(input), "counts": Counts(input), "perkey": Echo(input),
-		"windows": Windows(input, 10*time.Millisecond, 20*time.Millisecond),
+		"windows":   Windows(input, 10*time.Millisecond, 20*time.Millisecond),
+		"regrouped": {0: {{"ab", 1, 10}, {"ab", 2, 5}, {"ab", 3, 7}, {"ab", 4, 40}, {"ab", 5, 8}}, 1: {{"c", 6, 3}}},
+		"counted":   {0: {{"ab", 1, 10}, {"ab", 2, 10}, {"ab", 3, 10}, {"ab", 4, 40}, {"ab", 5, 40}}, 1: {{"c", 1, 3}}},
 	}
 	for name, check := range outputs {
 		var r Report
@@ -64,6 +68,24 @@ func TestPlantedErrors(t *testing.T) {
 				t.Errorf("%s: a record %s is not noticed", name, what)
 			}
 		}
+	}
+}
+
+// group is the other key of an input key.
+func group(key string) string {
+	if key == "c" {
+		return "c"
+	}
+	return "ab"
+}
+
+// A key has one partition, whatever its records are.
+func TestRegroupedKeyHasOnePartition(t *testing.T) {
+	t.Parallel()
+	outs := map[int32][]Output{0: {{"ab", 1, 10}, {"ab", 2, 5}, {"ab", 3, 7}, {"ab", 4, 40}}, 1: {{"c", 6, 3}, {"ab", 5, 8}}}
+	var r Report
+	if r.Regrouped("regrouped", input, log(outs), group, false); r.OK() {
+		t.Error("a key in two partitions is not noticed")
 	}
 }
 

@@ -83,15 +83,29 @@ var rejections = map[kmsg.Key][]*kerr.Error{
 	kmsg.Metadata:        {kerr.LeaderNotAvailable},
 }
 
+// explicit are the rejections of the requests by which topics and offsets join a
+// transaction before transaction.version 2.
+var explicit = map[kmsg.Key][]*kerr.Error{
+	kmsg.AddPartitionsToTxn: {kerr.NotCoordinator, kerr.ConcurrentTransactions, kerr.CoordinatorLoadInProgress, kerr.UnknownServerError},
+	kmsg.AddOffsetsToTxn:    {kerr.NotCoordinator, kerr.ConcurrentTransactions, kerr.CoordinatorLoadInProgress, kerr.UnknownServerError},
+}
+
 // written are the topics that instances write to, the input not among them.
-var written = []string{chaos.Echo, chaos.Counts, chaos.Windows, chaos.Answers, Batches, "chaos.counts-table", "chaos.pending-table", loop}
+var written = []string{
+	chaos.Echo, chaos.Counts, chaos.Windows, chaos.Answers, Batches, Shards, PerShard,
+	"chaos.counts-table", "chaos.pending-table", "chaos.per-shard-table", "chaos.by-shard-repartition", loop,
+}
 
 const loop = "chaos.lookup-loop"
 
 // brokerError has brokers answer some requests with an error.
 func (r *run) brokerError() {
-	key := oneOf(r.rng, slices.Sorted(maps.Keys(rejections))...)
-	f := kfake.Fault{Keys: []kmsg.Key{key}, Err: oneOf(r.rng, rejections[key]...), Count: 1 + r.rng.IntN(4)}
+	of := rejections
+	if r.TransactionVersion < 2 && r.rng.IntN(4) == 0 {
+		of = explicit
+	}
+	key := oneOf(r.rng, slices.Sorted(maps.Keys(of))...)
+	f := kfake.Fault{Keys: []kmsg.Key{key}, Err: oneOf(r.rng, of[key]...), Count: 1 + r.rng.IntN(4)}
 	if key == kmsg.Produce {
 		f.Topic = oneOf(r.rng, written...)
 	}
@@ -144,9 +158,17 @@ var tampered = []kmsg.Key{
 	kmsg.InitProducerID, kmsg.FindCoordinator, kmsg.Heartbeat, kmsg.JoinGroup, kmsg.SyncGroup, kmsg.Metadata, -1,
 }
 
+// tamper picks a request to lose or delay.
+func (r *run) tamper() kmsg.Key {
+	if r.TransactionVersion < 2 && r.rng.IntN(5) == 0 {
+		return oneOf(r.rng, slices.Sorted(maps.Keys(explicit))...)
+	}
+	return oneOf(r.rng, tampered...)
+}
+
 func (r *run) lostMessages() {
 	if n := r.any(r.rng); n != nil {
-		ru := &rule{key: oneOf(r.rng, tampered...), what: oneOf(r.rng, loseRequest, loseReply, loseReply), left: 1 + r.rng.IntN(3)}
+		ru := &rule{key: r.tamper(), what: oneOf(r.rng, loseRequest, loseReply, loseReply), left: 1 + r.rng.IntN(3)}
 		r.trace.add("fault: %d times %s of %s", ru.left, ru, n.name)
 		n.link.add(ru)
 	}
@@ -155,7 +177,7 @@ func (r *run) lostMessages() {
 func (r *run) slowMessages() {
 	if n := r.any(r.rng); n != nil {
 		ru := &rule{
-			key: oneOf(r.rng, tampered...), what: oneOf(r.rng, delaySend, delayReply), left: 1 + r.rng.IntN(3),
+			key: r.tamper(), what: oneOf(r.rng, delaySend, delayReply), left: 1 + r.rng.IntN(3),
 			delay: time.Duration(r.rng.IntN(20_000)) * time.Millisecond,
 		}
 		r.trace.add("fault: %d times %s of %s by %v", ru.left, ru, n.name, ru.delay)

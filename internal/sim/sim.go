@@ -41,6 +41,9 @@ type Config struct {
 	Faults     int   // default 4 to 15, by seed
 	// Mix weighs the kinds of faults; default [Everything].
 	Mix Mix
+	// TransactionVersion is the cluster's transaction.version; default 1 for every
+	// third seed and 2 for the others.
+	TransactionVersion int16
 	// Verbose has the trace tell what the Kafka clients do.
 	Verbose bool
 	// Tweak may change the configuration of every instance.
@@ -79,6 +82,12 @@ func Run(ctx context.Context, cfg Config) error {
 	def(&r.Partitions, 3)
 	def(&r.Instances, 1+r.rng.IntN(3))
 	def(&r.Faults, 4+r.rng.IntN(12))
+	if r.TransactionVersion == 0 {
+		r.TransactionVersion = 2
+		if r.Seed%3 == 0 {
+			r.TransactionVersion = 1
+		}
+	}
 	if r.Mix == nil {
 		r.Mix = Everything
 	}
@@ -138,6 +147,13 @@ func (r *run) open(ctx context.Context) error {
 	r.cluster.ControlKey(int16(kmsg.OffsetForLeaderEpoch), r.offsetForLeaderEpoch)
 	r.cluster.ControlKey(int16(kmsg.Heartbeat), r.heartbeat)
 	r.adm = kadm.NewClient(r.cl)
+	if r.TransactionVersion < 2 {
+		down := kadm.FeatureUpdate{Feature: "transaction.version", MaxVersionLevel: r.TransactionVersion, UpgradeType: 2}
+		if _, err := r.adm.UpdateFeatures(ctx, false, down); err != nil {
+			return fmt.Errorf("transaction.version %d: %w", r.TransactionVersion, err)
+		}
+	}
+	r.trace.add("transaction.version %d", r.TransactionVersion)
 	forever := "-1"
 	_, err = r.adm.CreateTopics(ctx, r.Partitions, 1, map[string]*string{"retention.ms": &forever}, topics...)
 	return err

@@ -44,11 +44,11 @@ func TestFound(t *testing.T) {
 	for name, cfg := range map[string]Config{
 		// A commit was refused with REBALANCE_IN_PROGRESS and no rebalance followed:
 		// the worker waited for ever.
-		"rebalance that never comes": {Seed: 1002, Mix: Mix{BrokerError: 2, AppliedError: 1}, Instances: 2, Faults: 12},
+		"rebalance that never comes": {Seed: 1002, TransactionVersion: 2, Mix: Mix{BrokerError: 2, AppliedError: 1}, Instances: 2, Faults: 12},
 		// An instance that was cut off with an answer on its way never ended.
-		"append without a broker": {Seed: 2080},
+		"append without a broker": {Seed: 2080, TransactionVersion: 2},
 		// The disk forgot the entry of the state directory.
-		"new directory lost": {Seed: 59},
+		"new directory lost": {Seed: 59, TransactionVersion: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -12,13 +12,19 @@ import (
 	"github.com/millrace/millrace/topology"
 )
 
-// Batches is the output of what the simulation adds to the chaos application: a
-// processor that keeps records and forwards them when a wall-clock punctuation
-// says so. Its cycles may move no offset at all.
-const Batches = "chaos.batches"
+// The outputs of what the simulation adds to the chaos application.
+const (
+	// Batches has what a processor keeps, and forwards when a wall-clock
+	// punctuation says so. Its cycles may move no offset at all.
+	Batches = "chaos.batches"
+	// Shards has the input under another key, behind a repartition topic.
+	Shards = "chaos.shards"
+	// PerShard has the running count of every shard.
+	PerShard = "chaos.per-shard"
+)
 
 // topics are the topics of the application, the input first.
-var topics = append(append([]string{}, chaos.Topics...), Batches)
+var topics = append(append([]string{}, chaos.Topics...), Batches, Shards, PerShard)
 
 // groups are the application's Kafka groups.
 var groups = []string{"chaos", "chaos.lookup"}
@@ -30,8 +36,15 @@ func Topology() *topology.Builder {
 	topology.AddKeyValueStore(b, "pending", serde.String(), serde.Int64())
 	topology.Process(in, "batch", func() processors.Processor[string, int64, string, int64] { return &batcher{} }, topology.Stores("pending")).
 		To(Batches)
+	sharded := topology.SelectKey(in, func(key string, _ int64) string { return shardOf(key) }).WithKeySerde(serde.String()).Repartition("by-shard")
+	sharded.To(Shards)
+	sharded.GroupByKey().Count("per-shard").ToStream().To(PerShard)
 	return b
 }
+
+// shardOf puts the keys of all partitions into a few shards: by the last digit of
+// their number.
+func shardOf(key string) string { return "shard-" + key[len(key)-1:] }
 
 // batchInterval is how often the batcher forwards what it has.
 const batchInterval = 700 * time.Millisecond
@@ -87,5 +100,8 @@ func (p *batcher) Close() error { return nil }
 func check(logs map[string]checker.Log, prefix bool) *checker.Report {
 	report := chaos.Check(logs, prefix)
 	report.PerKey(Batches, logs[chaos.Input], logs[Batches], prefix)
+	shard := func(key string) string { return "shard-" + key[len(key)-1:] }
+	report.Regrouped(Shards, logs[chaos.Input], logs[Shards], shard, prefix)
+	report.Counted(PerShard, logs[chaos.Input], logs[PerShard], shard, prefix)
 	return report
 }
