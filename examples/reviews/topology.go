@@ -56,11 +56,15 @@ var Prompt = prompt.Must(prompt.Config{
 {{end}}Sentence: {{.Event.Text}}`,
 })
 
+// dayTokens is what the model may read and write in a day. Sentences that it does not
+// cover go to the fallbacks.
+const dayTokens = 100_000_000
+
 // Build describes the application: every sentence is checked, put to the model,
 // joined with its product, written to the enriched topic, and counted per product
 // and per product and minute. Nothing is dropped: a sentence that has no valid
 // answer ends in a dead-letter topic, and one that no model could be asked about, since
-// the breaker is open, in the topic of fallbacks.
+// the breaker is open or the budget used up, in the topic of fallbacks.
 func Build(app string, model llm.Model, opts ...topology.LookupOption) *topology.Builder {
 	b := topology.New(app)
 	topics := TopicsOf(app)
@@ -80,6 +84,9 @@ func Build(app string, model llm.Model, opts ...topology.LookupOption) *topology
 		MaxReasks:     5,
 		OnOpenBreaker: processors.OpenFallback,
 		Conversation:  &topology.Conversation{MaxTurns: 6, MaxTokens: 600},
+		Budgets: []topology.Budget[string, *reviewsv1.Sentence]{
+			{Name: "day", Tokens: dayTokens, Window: 24 * time.Hour, AtLimit: processors.BudgetFallback},
+		},
 	}, opts...)
 	judged.Fallbacks().To(topics.Fallbacks)
 

@@ -45,6 +45,9 @@ func describe(model llm.Model, timeout time.Duration) *topology.Builder {
 		MaxTokens:     400,
 		OnOpenBreaker: processors.OpenFallback,
 		Conversation:  &topology.Conversation{MaxTurns: 10, MaxTokens: 2000, SessionGap: 7 * 24 * time.Hour},
+		Budgets: []topology.Budget[string, *supportv1.Ticket]{{
+			Name: "customer", Scope: processors.BudgetKey, Tokens: 200_000, Window: 24 * time.Hour, AtLimit: processors.BudgetFallback,
+		}},
 	}, topology.AttemptTimeout(timeout), topology.Deadline(5*timeout))
 
 	cases := topology.MapValues(triage.Answers(), caseOf).WithValueSerde(serde.Proto[*supportv1.Case]())

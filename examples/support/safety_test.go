@@ -306,7 +306,7 @@ func (s *safetyRun) checkDamage(t *testing.T, list []attack) {
 	want := map[string]bool{}
 	for _, name := range []string{
 		ticketsTopic, casesTopic, escalationsTopic, untriagedTopic, lettersTopic,
-		"support.triage.raw", "support.triage-loop", "support.triage-table", "support.triage-conversations-table", "support.dlq", "support.prompts",
+		"support.triage.raw", "support.triage-loop", "support.triage-table", "support.triage-conversations-table", "support.triage-customer-spending-table", "support.dlq", "support.prompts",
 	} {
 		want[name] = true
 	}
