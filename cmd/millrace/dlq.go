@@ -13,6 +13,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/millrace/millrace/internal/deadletter"
 	"github.com/millrace/millrace/llm/answer"
 )
@@ -62,7 +64,7 @@ func (d *dlq) filterFlags() {
 }
 
 // open parses the flags and returns the dead letters of the application.
-func (d *dlq) open(args []string, check func() error) (*deadletter.Store, error) {
+func (d *dlq) open(ctx context.Context, args []string, check func() error) (*deadletter.Store, error) {
 	if err := parse(d.fs, args, d.std); err != nil {
 		return nil, err
 	}
@@ -98,7 +100,12 @@ func (d *dlq) open(args []string, check func() error) (*deadletter.Store, error)
 	if err := errors.Join(append(errs, err)...); err != nil {
 		return nil, usageError{err}
 	}
-	return deadletter.New(d.app, &conf), nil
+	client, err := kgo.NewClient(conf.PlainOpts(nil)...)
+	if err != nil {
+		return nil, fmt.Errorf("kafka client: %w", err)
+	}
+	defer client.Close()
+	return deadletter.New(d.app, &conf), reach(ctx, client, conf.Brokers)
 }
 
 // parseTime reads a time, or how long ago it was.
@@ -120,7 +127,7 @@ func (d *dlq) list(ctx context.Context, args []string) error {
 	d.filterFlags()
 	d.fs.IntVar(&d.filter.Limit, "limit", 100, "the last `n` letters, 0 for all")
 	d.fs.BoolVar(&d.filter.Fresh, "fresh", false, "leave out letters that were replayed")
-	store, err := d.open(args, nil)
+	store, err := d.open(ctx, args, nil)
 	if err != nil {
 		return err
 	}
@@ -151,7 +158,7 @@ func (d *dlq) list(ctx context.Context, args []string) error {
 
 func (d *dlq) show(ctx context.Context, args []string) error {
 	d.fs.StringVar(&d.at, "at", "", "`position` of the letter, topic/partition/offset as list prints it; required")
-	store, err := d.open(args, func() error {
+	store, err := d.open(ctx, args, func() error {
 		if len(d.filter.At) != 1 {
 			return errors.New("-at: name one letter, topic/partition/offset, as list prints it")
 		}
@@ -182,7 +189,7 @@ func (d *dlq) replay(ctx context.Context, args []string) error {
 	d.fs.StringVar(&cfg.Prompt, "prompt", "", "`name` of that prompt, for letters that do not name one")
 	d.fs.BoolVar(&cfg.StampNow, "stamp-now", false, "give the events the present time in place of their own")
 	d.fs.BoolVar(&cfg.DryRun, "dry-run", false, "write nothing, say what would be replayed")
-	store, err := d.open(args, func() error {
+	store, err := d.open(ctx, args, func() error {
 		f := d.filter
 		var errs []error
 		if !all && f.Step == "" && f.Class == "" && f.Since.IsZero() && f.Until.IsZero() && len(f.At) == 0 && f.Limit == 0 {

@@ -59,6 +59,7 @@ func TestCommandLine(t *testing.T) {
 		{"dead letters, mistakes", "dlq list --since x --at t/0 --limit -1", exitUsage, "", "-app: name the application"},
 		{"dead letters, none chosen", "dlq replay --app a --brokers a:1", exitUsage, "", "or replay -all"},
 		{"dead letters, no rate", "dlq replay --app a --brokers a:1 --all --rate 0", exitUsage, "", "-rate 0"},
+		{"dead letters, no broker", "dlq list --app a --brokers 127.0.0.1:1", exitFailed, "", "no broker answers at [127.0.0.1:1]"},
 		{"dead letters, no letter", "dlq show --app a --brokers a:1", exitUsage, "", "-at: name one letter"},
 		{"worker by hand", workerCommandName, exitUsage, "", "started by"},
 	}

@@ -244,7 +244,8 @@ func TestReplayAgain(t *testing.T) {
 	r := newRig(t)
 	again := triaged(2)
 	again.Headers = append([]kgo.RecordHeader{
-		{Key: processors.ReplayOfHeader, Value: []byte("desk.triage.dlq/9/9")}, {Key: processors.ReplaySourceHeader, Value: []byte("tickets/1/1")},
+		{Key: processors.ReplayOfHeader, Value: []byte("desk.triage.dlq/9/9")},
+		{Key: processors.ReplaySourceHeader, Value: []byte("tickets/1/1")},
 		{Key: processors.ReplayPromptHeader, Value: []byte("triage@old")},
 	}, again.Headers...)
 	r.write(again)
