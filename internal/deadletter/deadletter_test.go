@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace/millrace/internal/broker"
+	"github.com/millrace/millrace/internal/broker/brokertest"
 	"github.com/millrace/millrace/internal/deadletter"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/processors"
@@ -27,16 +28,13 @@ const partitions = 3
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	b, err := broker.StartEmbedded(broker.EmbeddedConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	r := &rig{t: t, conf: &kafka.Config{Brokers: []string{b.Addr()}}}
+	return rigOn(t, brokertest.Embedded(t).Addr())
+}
+
+// rigOn creates the topics on a broker.
+func rigOn(t *testing.T, addr string) *rig {
+	t.Helper()
+	r := &rig{t: t, conf: &kafka.Config{Brokers: []string{addr}}}
 	r.store = deadletter.New("desk", r.conf)
 	for _, topic := range []string{"tickets", "desk.dlq", "desk.triage.dlq", "desk.a.b.dlq", "desk-other.dlq"} {
 		r.create(topic, nil)
@@ -189,7 +187,11 @@ func TestList(t *testing.T) {
 // An event goes back as it was, to where it was, once.
 func TestReplay(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	testReplay(t, newRig(t))
+}
+
+func testReplay(t *testing.T, r *rig) {
+	t.Helper()
 	r.create("elsewhere", nil)
 	r.write(letter("desk.dlq", 1, "decode"), triaged(2), letter("desk.triage.dlq", 3, "refused"))
 	cfg := deadletter.ReplayConfig{Filter: deadletter.Filter{Step: "triage"}, Rate: 1e6, PromptVersion: "def", Prompt: "other"}
@@ -301,7 +303,11 @@ func TestReplayRefuses(t *testing.T) {
 // A replay that died in the middle of a transaction has replayed nothing of it.
 func TestReplayAfterDeath(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	testReplayAfterDeath(t, newRig(t))
+}
+
+func testReplayAfterDeath(t *testing.T, r *rig) {
+	t.Helper()
 	r.write(triaged(1), triaged(2))
 	if got, err := r.store.Replay(t.Context(), deadletter.ReplayConfig{Filter: deadletter.Filter{Limit: 1}, Rate: 1e6}); err != nil || got.Replayed != 1 {
 		t.Fatalf("%+v, %v", got, err)
@@ -329,7 +335,11 @@ func TestReplayAfterDeath(t *testing.T) {
 // Of two replays at once the later goes on, and nothing is replayed twice.
 func TestReplayTakenOver(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	testReplayTakenOver(t, newRig(t))
+}
+
+func testReplayTakenOver(t *testing.T, r *rig) {
+	t.Helper()
 	const n = 40
 	for i := range n {
 		r.write(triaged(i))
