@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/internal/netguard"
 	"github.com/millrace/millrace/llm"
 )
 
@@ -132,7 +133,7 @@ func newTransport(e llm.Endpoint, u *url.URL) (*http.Transport, error) {
 		t.Proxy = http.ProxyURL(proxy)
 	}
 	if e.Dial == nil {
-		t.DialContext = newGuard(target, e.AllowPrivate || proxy != nil).dial
+		t.DialContext = netguard.New(target, e.AllowPrivate || proxy != nil).Dial
 	}
 	return t, nil
 }
@@ -149,7 +150,7 @@ func dialled(e llm.Endpoint, u *url.URL) (target, proxy *url.URL, err error) {
 	if proxy == nil {
 		return u, nil, nil
 	}
-	if u.Scheme != "https" && !e.AllowPrivate && !named(u.Hostname()) {
+	if u.Scheme != "https" && !e.AllowPrivate && !netguard.Named(u.Hostname()) {
 		return nil, nil, fmt.Errorf("endpoint %s: unencrypted through a proxy; use https, or set AllowPrivate if the network is yours", u)
 	}
 	return proxy, proxy, nil

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/internal/netguard"
 	"github.com/millrace/millrace/llm"
 )
 
@@ -150,7 +151,7 @@ func (x *Exchange) broken(ctx context.Context) (llm.Class, error) {
 		return llm.TooLarge, ErrTooLarge
 	case errors.Is(x.err, llm.ErrKey):
 		return llm.Auth, x.err
-	case errors.Is(x.err, errRedirect), errors.Is(x.err, errForeign), errors.Is(x.err, ErrAddress):
+	case errors.Is(x.err, errRedirect), errors.Is(x.err, errForeign), errors.Is(x.err, netguard.ErrAddress):
 		return llm.Auth, x.plain() // a wrong configuration, or an attack: nothing any event could change
 	case ctx.Err() != nil:
 		return ended(ctx)

@@ -1,4 +1,5 @@
-package safehttp
+// Package netguard checks the addresses that clients of configured endpoints dial.
+package netguard
 
 import (
 	"context"
@@ -16,17 +17,20 @@ import (
 // address.
 var ErrAddress = errors.New("address refused")
 
-// A guard checks the addresses a host name turned out to have, at the moment they
-// are dialled, so that no second answer of the name service can differ.
-type guard struct {
+// A Guard checks the addresses a host name turned out to have, at the moment they
+// are dialled, so that no second answer of the name service can differ. It is safe for
+// concurrent use.
+type Guard struct {
 	literal netip.Addr // the host of the URL, if it is an address
 	local   bool       // the host of the URL is localhost
 	private bool       // private and loopback addresses are allowed
 	plain   bool       // the connection is not encrypted
 }
 
-func newGuard(u *url.URL, allowPrivate bool) *guard {
-	g := &guard{private: allowPrivate, plain: u.Scheme == "http"}
+// New returns the guard of an endpoint. Loopback and private addresses are refused,
+// unless u names them itself or allowPrivate is set.
+func New(u *url.URL, allowPrivate bool) *Guard {
+	g := &Guard{private: allowPrivate, plain: u.Scheme == "http"}
 	if a, err := netip.ParseAddr(u.Hostname()); err == nil {
 		g.literal = a.Unmap().WithZone("")
 	}
@@ -39,8 +43,8 @@ func isLocalhost(host string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
-// named reports whether a host names a machine on this network itself.
-func named(host string) bool {
+// Named reports whether a host names a machine on this network itself.
+func Named(host string) bool {
 	if isLocalhost(host) {
 		return true
 	}
@@ -48,13 +52,14 @@ func named(host string) bool {
 	return err == nil && !public(a.Unmap())
 }
 
-func (g *guard) dial(ctx context.Context, network, address string) (net.Conn, error) {
+// Dial connects to an address that the guard allows; see [net.Dialer].
+func (g *Guard) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	d := net.Dialer{Control: func(_, address string, _ syscall.RawConn) error { return g.check(address) }}
 	return d.DialContext(ctx, network, address)
 }
 
 // check returns an error for an address, ip:port, that must not be dialled.
-func (g *guard) check(address string) error {
+func (g *Guard) check(address string) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("%w: %q is no IP address", ErrAddress, address)
@@ -74,7 +79,7 @@ func (g *guard) check(address string) error {
 			return fmt.Errorf("%w: localhost leads to %s", ErrAddress, a)
 		}
 	case !g.private && !public(a):
-		return fmt.Errorf("%w: %s is private; set Endpoint.AllowPrivate if the model server is in your own network", ErrAddress, a)
+		return fmt.Errorf("%w: %s is private; set AllowPrivate if the server is in your own network", ErrAddress, a)
 	}
 	if g.plain && public(a) {
 		return fmt.Errorf("%w: %s is public and the connection is not encrypted; use https", ErrAddress, a)
