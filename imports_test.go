@@ -34,6 +34,8 @@ var forbidden = []struct {
 	{"llm/openai", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
 	{"llm/anthropic", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
 	{"llm/gemini", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"llm/genai", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},
+	{"alert", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", "llm/openai", "llm/anthropic", "llm/gemini", ""}},
 	{"", []string{"internal/broker", "internal/modelserver", "internal/chaos"}},
 }
 

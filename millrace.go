@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"github.com/millrace/millrace/alert"
 	"github.com/millrace/millrace/internal/engine"
 	"github.com/millrace/millrace/state"
 	"github.com/millrace/millrace/topology"
@@ -66,6 +67,9 @@ func (a *App) Ready() bool { return a.instance.Ready() }
 
 // Tasks returns the state of the tasks this instance has or had.
 func (a *App) Tasks() []TaskStatus { return a.instance.Tasks() }
+
+// Alerts returns the alerts that are raised on this instance; see [OnAlert].
+func (a *App) Alerts() []alert.Alert { return a.instance.Alerts() }
 
 // Pause stops taking records of a task's sources until [App.Resume]. Calls in
 // flight go on. A pause is not remembered over a restart.

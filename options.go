@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 
+	"github.com/millrace/millrace/alert"
 	"github.com/millrace/millrace/internal/engine"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/processors"
@@ -174,6 +177,32 @@ func Metrics(r *prometheus.Registry) Option {
 			c.Registry = r
 		}
 	}
+}
+
+// Tracing sends the instance's spans to an OpenTelemetry provider; default: the global
+// one. Enrichments have spans, which are part of the trace that the headers traceparent
+// and tracestate of their events name.
+func Tracing(p trace.TracerProvider) Option {
+	return func(c *engine.Config) { c.TracerProvider = p }
+}
+
+// Meters sends the OpenTelemetry metrics of model calls to a provider; default: the
+// global one. [Metrics] has them too, and all others.
+func Meters(p metric.MeterProvider) Option {
+	return func(c *engine.Config) { c.MeterProvider = p }
+}
+
+// OnAlert tells sink of what goes wrong, once when it begins and once when it is over:
+// see package alert, and docs/operations.md for what to do. It may be given several
+// times. Sinks are called outside of the pipeline, which never waits for them; what is
+// wrong is looked at on each instance.
+func OnAlert(sink alert.Sink) Option {
+	return func(c *engine.Config) { c.Alerts = append(c.Alerts, sink) }
+}
+
+// AlertRules says when alerts are raised; see [alert.Rules] for the defaults.
+func AlertRules(r alert.Rules) Option {
+	return func(c *engine.Config) { c.AlertRules = r }
 }
 
 // OnTaskState calls fn at every change of a task's state. fn must not block; a panic

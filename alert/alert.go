@@ -56,7 +56,7 @@ type Alert struct {
 	// Subject is what of the step it is about: a model, a partition, a budget, or
 	// prompt, version and rate.
 	Subject string `json:"subject,omitempty"`
-	// Value broke Threshold: a rate from 0 to 1, seconds, or US dollars. Both are 0 for
+	// Value broke Threshold: a rate from 0 to 1, seconds, US dollars or tokens. Both are 0 for
 	// what is on or off.
 	Value     float64 `json:"value,omitempty"`
 	Threshold float64 `json:"threshold,omitempty"`

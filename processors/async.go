@@ -137,6 +137,12 @@ type AsyncTask interface {
 	// and the calls dispatched in it were given to the process. One still running is
 	// cancelled, and its outcome dropped.
 	Retire(step, entry string)
+	// Observer is told of the calls of the task, outside of it.
+	Observer() Observer
+	// Report tells whoever watches the instance what was decided, once the open
+	// transaction has committed. It is dropped with the record or transaction that is
+	// undone, and if the outcome of the commit is unknown.
+	Report(Report)
 	// LoopCaughtUp reports whether the task has processed, as of now, all records
 	// of the loop topic below the high watermark read after it was assigned and
 	// below those of all fetches since. An abort that rewinds the loop makes it

@@ -83,9 +83,11 @@ type rig struct {
 	outs       []Raw
 	calls      []Call
 	retired    []string
+	told       []Report
 	recOuts    int
 	recCalls   int
 	recRetired int
+	recTold    int
 	drops      []string
 	maxRow     int
 	policy     Action
@@ -157,6 +159,8 @@ func (r *rig) Dispatch(c Call)                { r.calls = append(r.calls, c) }
 func (r *rig) Drop(_, reason string)          { r.drops = append(r.drops, reason) }
 func (r *rig) Owner() Owner                   { return r.proc.owner }
 func (r *rig) Retire(_, entry string)         { r.retired = append(r.retired, entry) }
+func (r *rig) Observer() Observer             { return Unobserved{} }
+func (r *rig) Report(rep Report)              { r.told = append(r.told, rep) }
 func (r *rig) LoopCaughtUp() bool             { return r.pos[1] >= r.goal }
 func (r *rig) TopicID(topic string) string    { return topic }
 func (r *rig) MaxRowBytes() int               { return r.maxRow }
@@ -195,13 +199,13 @@ func (r *rig) Adopt(_ string, asked []AskedCall) []bool {
 
 func (r *rig) begin(raw Raw) {
 	r.part.Begin()
-	r.raw, r.recOuts, r.recCalls, r.recRetired = raw, len(r.outs), len(r.calls), len(r.retired)
+	r.raw, r.recOuts, r.recCalls, r.recRetired, r.recTold = raw, len(r.outs), len(r.calls), len(r.retired), len(r.told)
 }
 
 func (r *rig) Undo() {
 	r.part.Rollback()
 	r.part.Begin()
-	r.outs, r.calls, r.retired = r.outs[:r.recOuts], r.calls[:r.recCalls], r.retired[:r.recRetired]
+	r.outs, r.calls, r.retired, r.told = r.outs[:r.recOuts], r.calls[:r.recCalls], r.retired[:r.recRetired], r.told[:r.recTold]
 }
 
 // feed processes the next source record: each of the comma-separated values is an
@@ -262,6 +266,7 @@ func (r *rig) apply() {
 		r.t.Fatal(err)
 	}
 	r.at = [2]int{held, r.pos[1]}
+	r.checkReports()
 	r.out = append(r.out, r.outs...)
 }
 
@@ -274,7 +279,29 @@ func (r *rig) commit() {
 	for _, entry := range r.retired {
 		delete(r.proc.calls, entry)
 	}
-	r.outs, r.calls, r.retired = nil, nil, nil
+	r.outs, r.calls, r.retired, r.told = nil, nil, nil, nil
+}
+
+// checkReports checks that a cycle reports what it writes, as often.
+func (r *rig) checkReports() {
+	r.t.Helper()
+	count := map[string]int{}
+	for _, o := range r.outs {
+		switch o.Topic {
+		case "results":
+			count[StatusOK]++
+		case "fallbacks":
+			count[StatusFallback]++
+		}
+	}
+	for _, rep := range r.told {
+		if count[rep.Status]--; rep.Step != r.cfg.Step {
+			r.t.Errorf("a report of step %q", rep.Step)
+		}
+	}
+	if count[StatusOK] != 0 || count[StatusFallback] != 0 {
+		r.t.Errorf("reports do not fit what is written: %v too many or few", count)
+	}
 }
 
 // started checks the rules on calls.
@@ -300,7 +327,7 @@ func (r *rig) started(c Call) {
 func (r *rig) abort() {
 	r.part.Abort()
 	r.pos = r.at
-	r.outs, r.calls, r.retired = nil, nil, nil
+	r.outs, r.calls, r.retired, r.told = nil, nil, nil, nil
 	if err := r.async.Reset(); err != nil {
 		r.t.Fatal(err)
 	}

@@ -19,7 +19,8 @@ type AsyncStep[K, V, R any] struct {
 	Value  serde.Serde[V]
 	Result serde.Serde[R]
 	// Call makes one attempt. It runs outside of the task, in a goroutine of its
-	// own; ctx ends with the attempt's timeout.
+	// own; ctx ends with the attempt's timeout. It has the trace context of the event,
+	// so that spans started in it are part of the event's trace.
 	Call func(ctx context.Context, rec Record[K, V], resolved []byte) (R, error)
 	// Resolve, if not nil, returns what the call depends on besides the event. It
 	// runs in the task, once for an entry, when the entry is first asked; a failure
@@ -120,7 +121,7 @@ func (s *AsyncStep[K, V, R]) decode(ev *millracev1.Event) (r Record[K, V], err e
 // call makes the call of a request and encodes its result.
 func (s *AsyncStep[K, V, R]) call(ctx context.Context, q *request) *millracev1.Outcome {
 	null := NullCheck[R]()
-	return s.Attempts.run(ctx, q, func(ctx context.Context) encodedResult {
+	return s.Attempts.run(traceOf(ctx, q.event), q, func(ctx context.Context) encodedResult {
 		rec, err := s.decode(q.event)
 		if err != nil {
 			return encodedResult{err: WithAction(DeadLetter, &Error{Class: ClassDecode, Step: s.Step, Err: err})}

@@ -412,7 +412,11 @@ func (a *Async) emit(s *settled) (err error) {
 		}
 	}()
 	if s.o.GetAnswer() != nil {
-		return a.typed.answer(s.e, s.o)
+		if err := a.typed.answer(s.e, s.o); err != nil {
+			return err
+		}
+		a.report(s, Report{Status: StatusOK})
+		return nil
 	}
 	f := s.o.GetFailure()
 	if err := a.noted(s.e, s.o); err != nil {
@@ -421,9 +425,14 @@ func (a *Async) emit(s *settled) (err error) {
 	switch {
 	case f.GetReason() == millracev1.Failure_REASON_SKIP:
 		a.task.Drop(a.cfg.Step, "skipped")
+		a.report(s, Report{Status: StatusSkipped, Class: Class(f.GetClass())})
 		return nil
 	case a.cfg.falls(f.GetReason()):
-		return a.typed.fallback(s.e, s.o)
+		if err := a.typed.fallback(s.e, s.o); err != nil {
+			return err
+		}
+		a.report(s, Report{Status: StatusFallback, Class: Class(f.GetClass()), Reason: reasonName(f.GetReason())})
+		return nil
 	}
 	return a.bury(s, &Error{Class: Class(f.GetClass()), Step: a.cfg.Step, Err: errors.New(f.GetMessage())})
 }
@@ -436,6 +445,7 @@ func (a *Async) bury(s *settled, cause error) error {
 		step, class, message = e.Step, e.Class, e.Err.Error()
 		if s.cause != nil && a.task.Decide(e) == Skip {
 			a.task.Drop(step, "skipped")
+			a.report(s, Report{Status: StatusSkipped, Class: class})
 			return nil
 		}
 	}
@@ -450,7 +460,21 @@ func (a *Async) bury(s *settled, cause error) error {
 	if err != nil {
 		return &Error{Class: ClassProduce, Step: a.cfg.Step, Action: Stop, Err: fmt.Errorf("dead letter of %s: %w", s.e.Id, err)}
 	}
+	r := Report{Status: StatusDeadLetter, Class: class}
+	if f := s.o.GetFailure(); f != nil {
+		r.Reason = reasonName(f.Reason)
+	}
+	a.report(s, r)
 	return nil
+}
+
+// report tells how an entry ended.
+func (a *Async) report(s *settled, r Report) {
+	r.Step = a.cfg.Step
+	if a.typed.report != nil {
+		a.typed.report(&r, s.e, s.o)
+	}
+	a.task.Report(r)
 }
 
 // Seen reports whether a source record has been processed already: in strict

@@ -135,6 +135,8 @@ type asyncTyped struct {
 	// failed sees every outcome that is neither an answer nor a release before what
 	// becomes of it; nil if the step has nothing to note.
 	failed func(*millracev1.Entry, *millracev1.Outcome) error
+	// report adds to a report what the step knows of the entry; nil if that is nothing.
+	report func(*Report, *millracev1.Entry, *millracev1.Outcome)
 	// details returns headers for the entry's dead letter; nil if there are none.
 	details func(*millracev1.Entry, *millracev1.Outcome) []Header
 }

@@ -27,23 +27,27 @@ const shortAnswer = 256
 
 // of returns what is kept of the last answer in p.
 func (c Capture) of(p *millracev1.Enrichment) []byte {
+	return c.text(p.Answer, p.AnswerBytes, p.AnswerSha256)
+}
+
+// text returns what is kept of an answer of so many bytes, of which kept may be the
+// beginning: then sum is the hash of the whole.
+func (c Capture) text(kept []byte, bytes int64, sum []byte) []byte {
 	switch {
 	case c == CaptureOff:
 		return []byte{}
-	case c == CaptureFull && p.AnswerSha256 == nil, c == CaptureShort && p.AnswerBytes <= shortAnswer:
-		return p.Answer
+	case c == CaptureFull && sum == nil, c == CaptureShort && bytes <= shortAnswer:
+		return kept
 	}
-	sum := p.AnswerSha256
 	if sum == nil {
-		all := sha256.Sum256(p.Answer)
+		all := sha256.Sum256(kept)
 		sum = all[:]
 	}
-	kept := p.Answer
 	switch c {
 	case CaptureShort:
 		kept = kept[:min(len(kept), shortAnswer)]
 	case CaptureHash:
 		kept = nil
 	}
-	return fmt.Appendf(append([]byte{}, kept...), "... (%d bytes, SHA-256 %s)", p.AnswerBytes, hex.EncodeToString(sum))
+	return fmt.Appendf(append([]byte{}, kept...), "... (%d bytes, SHA-256 %s)", bytes, hex.EncodeToString(sum))
 }

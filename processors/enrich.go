@@ -64,6 +64,12 @@ type EnrichStep[K, In any, Out proto.Message] struct {
 	Budgets  []BudgetConfig[K, In]
 	Loop     string
 	OnBudget func(BudgetStatus)
+	// SampleRate is the part of the accepted answers that RawTopic takes too.
+	SampleRate float64
+	// TraceContent has spans record what is asked and answered.
+	TraceContent bool
+
+	spans spans
 }
 
 // enrichRun is a step in a task.
@@ -103,14 +109,15 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 				return err
 			}
 			reason := Header{Key: FallbackHeader, Value: []byte(reasonName(o.GetFailure().GetReason()))}
-			rec.Headers = append(withHeaders(rec.Headers, enrichHeaders(progressOf(e, o), "fallback")), reason)
+			rec.Headers = append(withHeaders(rec.Headers, enrichHeaders(progressOf(e, o), StatusFallback)), reason)
 			return fallbacks(rec)
 		},
 		failed:  run.note,
+		report:  run.report,
 		details: run.details,
 	}
 	var err error
-	if run.budgets, err = s.openBudgets(t); err != nil {
+	if run.budgets, err = s.openBudgets(at); err != nil {
 		return nil, nil, err
 	}
 	if len(s.Budgets) > 0 {
@@ -177,35 +184,48 @@ func (s *enrichRun[K, In, Out]) answered(e *millracev1.Entry, o *millracev1.Outc
 			return &Error{Class: ClassState, Step: s.Step, Err: err}
 		}
 	}
-	status := "ok"
-	if p.Refused > 0 {
-		status = "reasked"
+	if err := s.sample(e, p); err != nil {
+		return err
 	}
+	status := enrichStatus(p)
 	rec.Headers = withHeaders(rec.Headers, enrichHeaders(p, status))
 	return results(WithValue(rec, Answer[In, Out]{Event: rec.Value, Result: out}, false))
 }
 
-// note writes a refused answer to the raw topic.
+// note reports a refused answer, and writes it to the raw topic.
 func (s *enrichRun[K, In, Out]) note(e *millracev1.Entry, o *millracev1.Outcome) error {
-	if s.RawTopic == "" || o.Progress == nil {
+	if o.Progress == nil {
 		return nil
 	}
 	p := decodeProgress(o.Progress)
 	if len(p.Violations) == 0 || p.Refused == decodeProgress(e.Progress).Refused {
 		return nil // it is that of an earlier round, or none
 	}
+	s.task.Report(s.refused(e, o, p))
+	if s.RawTopic == "" {
+		return nil
+	}
+	return s.raw(e, enrichHeaders(p, StatusRefused), Header{ViolationsHeader, violationsJSON(p)}, s.Capture.of(p))
+}
+
+// raw writes an answer to the raw topic.
+func (s *enrichRun[K, In, Out]) raw(e *millracev1.Entry, headers []Header, what Header, text []byte) error {
 	src := e.Source
-	headers := append(enrichHeaders(p, "refused"),
-		Header{EntryHeader, []byte(e.Id)}, Header{RoundHeader, fmt.Append(nil, e.Round)}, Header{ViolationsHeader, violationsJSON(p)},
+	headers = append(headers,
+		Header{EntryHeader, []byte(e.Id)}, Header{RoundHeader, fmt.Append(nil, e.Round)}, what,
 		Header{"millrace.topic", []byte(src.Topic)}, Header{"millrace.partition", fmt.Append(nil, src.Partition)}, Header{"millrace.offset", fmt.Append(nil, src.Offset)})
-	raw := Raw{Key: e.Event.Key, Value: s.Capture.of(p), Timestamp: s.task.Now().UnixMilli(), Headers: headers}
+	raw := Raw{Key: e.Event.Key, Value: text, Timestamp: s.task.Now().UnixMilli(), Headers: headers}
 	return Fail(ClassProduce, s.Step, s.task.Produce(s.RawTopic, -1, raw))
 }
 
 // details are the headers of a dead letter.
 func (s *enrichRun[K, In, Out]) details(e *millracev1.Entry, o *millracev1.Outcome) []Header {
 	p := progressOf(e, o)
-	headers := slices.DeleteFunc(enrichHeaders(p, "dead-letter"), func(h Header) bool { return h.Key == AttemptsHeader }) // it is there
+	traced := eventCarrier{e.Event}
+	headers := slices.DeleteFunc(enrichHeaders(p, StatusDeadLetter), func(h Header) bool {
+		// They are there. A trace of the event's own stays, for a replay: the last one counts.
+		return h.Key == AttemptsHeader || (h.Key == TraceParentHeader || h.Key == TraceStateHeader) && traced.Get(h.Key) == string(h.Value)
+	})
 	if len(p.Answer) > 0 {
 		headers = append(headers, Header{AnswerHeader, s.Capture.of(p)})
 	}

@@ -19,7 +19,7 @@ import (
 // never goes back, so that clocks that differ do no harm.
 type budgets[K, In any] struct {
 	list []*budget[K, In]
-	task Task
+	task AsyncTask
 	step string
 	told func(BudgetStatus)
 }
@@ -43,7 +43,7 @@ func (a *account[K, In]) row() string { return a.Name + "\x00" + string(a.key) }
 
 // openBudgets opens the budgets of a step in a task. It fails if one has so little for
 // the partition that it never covers a call.
-func (s *EnrichStep[K, In, Out]) openBudgets(t Task) (*budgets[K, In], error) {
+func (s *EnrichStep[K, In, Out]) openBudgets(t AsyncTask) (*budgets[K, In], error) {
 	bs := &budgets[K, In]{task: t, step: s.Step, told: s.OnBudget}
 	for _, cfg := range s.Budgets {
 		store := t.Store(cfg.Store)
@@ -145,14 +145,14 @@ func (bs *budgets[K, In]) save(a *account[K, In]) error {
 }
 
 func (bs *budgets[K, In]) tell(a *account[K, In], exhausted bool) {
-	if bs.told == nil {
-		return
-	}
 	s := BudgetStatus{Step: bs.step, Budget: a.Name, Scope: a.Scope, Partition: bs.task.Partition(), State: a.state, Exhausted: exhausted}
 	if a.Scope != BudgetKey {
 		s.Of = string(a.key)
 	}
-	bs.told(s)
+	bs.task.Report(Report{Step: bs.step, Status: StatusBudget, Budget: &s})
+	if bs.told != nil {
+		bs.told(s)
+	}
 }
 
 func amount(micros, tokens int64) llm.Amount {

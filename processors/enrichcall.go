@@ -15,6 +15,7 @@ import (
 
 	"github.com/millrace/millrace/llm"
 	"github.com/millrace/millrace/llm/answer"
+	"github.com/millrace/millrace/llm/genai"
 	"github.com/millrace/millrace/llm/prompt"
 	"github.com/millrace/millrace/llm/schema"
 	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
@@ -28,6 +29,7 @@ type enrichCall[K, In any, Out proto.Message] struct {
 	question *millracev1.Question
 	event    In
 	funds    funds
+	span     *genai.Span
 }
 
 // Pauses while no model may be asked.
@@ -39,18 +41,22 @@ const (
 // run asks until there is an outcome; nil if ctx ended before.
 func (c *enrichCall[K, In, Out]) run(ctx context.Context) (o *millracev1.Outcome) {
 	c.p.Prompt, c.p.PromptVersion = c.question.Prompt, c.question.PromptVersion
-	if o := c.fund(); o != nil {
-		return o
+	broke := c.fund()
+	ctx = c.trace(ctx)
+	defer func() { c.traced(o) }()
+	if broke != nil {
+		return broke
 	}
 	if o, ok := c.byHand(ctx); ok {
 		return o
 	}
 	caller := *c.Caller
+	caller.OnAttempt = c.attempted
 	caller.Policy.Deadline -= time.Duration(c.p.BusyMs) * time.Millisecond
 	began := time.Now()
 	for {
 		t := &timing{sent: &c.q.sent, entry: Entry{ID: c.q.id, Round: int(c.q.round), Owner: c.q.owner}, attempts: int(c.p.Attempts)}
-		res, err := caller.Do(context.WithValue(ctx, timingKey{}, t), llm.Call{Request: c.request, From: c.link(c.p.NextModel), Limit: c.left()})
+		res, err := caller.Do(context.WithValue(ctx, timingKey{}, t), llm.Call{Request: c.asks, From: c.link(c.p.NextModel), Limit: c.left()})
 		c.add(&res)
 		if err != nil && ctx.Err() != nil {
 			return nil
@@ -207,6 +213,7 @@ func (c *enrichCall[K, In, Out]) judge(id llm.ID, text string, usage llm.Usage) 
 	var zero Out
 	out := zero.ProtoReflect().New().Interface().(Out)
 	c.p.AnswerTokens, c.p.Schema = max(usage.Output-usage.Reasoning, 0), s.Fingerprint()
+	c.p.Sample = nil
 	var check func(proto.Message) error
 	if c.Check != nil {
 		check = func(m proto.Message) error { return c.Check(c.event, m.(Out)) }
@@ -228,6 +235,9 @@ func (c *enrichCall[K, In, Out]) judge(id llm.ID, text string, usage llm.Usage) 
 	}
 	c.keep(string(said), nil)
 	c.p.NextModel = nil
+	if sampled(c.q.id, c.SampleRate) {
+		c.p.Sample = sampleOf(text)
+	}
 	o := c.q.outcome()
 	o.Kind = &millracev1.Outcome_Answer{Answer: &millracev1.Answer{Value: value}}
 	return c.with(o)
@@ -252,7 +262,7 @@ func (c *enrichCall[K, In, Out]) refuse(class llm.Class, text string, bad *answe
 		return c.failure(millracev1.Failure_REASON_ERROR, class, bad.Error())
 	}
 	o := c.q.outcome()
-	o.Kind = &millracev1.Outcome_Again{Again: &millracev1.Again{}}
+	o.Kind = &millracev1.Outcome_Again{Again: &millracev1.Again{Class: string(class)}}
 	return c.with(o)
 }
 

@@ -37,6 +37,9 @@ const (
 	ViolationsHeader = "millrace.violations"
 	// EntryHeader is the id of the event's entry, of a refused answer.
 	EntryHeader = "millrace.entry"
+	// SampleHeader marks an accepted answer in the topic of refused ones: its value is
+	// true.
+	SampleHeader = "millrace.sample"
 	// RoundHeader is the number of the request within the entry, from 0, of a refused
 	// answer.
 	RoundHeader = "millrace.round"
@@ -76,11 +79,11 @@ func enrichHeaders(p *millracev1.Enrichment, status string) []Header {
 	if p.GetCostKnown() {
 		add(CostHeader, number(p.CostMicros))
 	}
-	headers := make([]Header, len(list))
+	headers := make([]Header, len(list), len(list)+8)
 	for i, h := range list {
 		headers[i] = Header{Key: h[0], Value: []byte(h[1])}
 	}
-	return headers
+	return append(headers, traceHeaders(p)...)
 }
 
 // enrichKeys are the keys of headers that an earlier step may have set.
@@ -91,6 +94,7 @@ var enrichKeys = []string{
 
 // withHeaders returns headers without what an earlier step set, and with more.
 func withHeaders(headers, more []Header) []Header {
+	headers = withoutTrace(headers, more)
 	out := make([]Header, 0, len(headers)+len(more))
 	for _, h := range headers {
 		if !slices.Contains(enrichKeys, h.Key) {

@@ -61,10 +61,14 @@ type asyncTask struct {
 	calls []processors.Call
 }
 
+var _ processors.AsyncTask = (*asyncTask)(nil)
+
 func (t *asyncTask) Dispatch(c processors.Call) { t.calls = append(t.calls, c) }
 func (t *asyncTask) Owner() processors.Owner {
 	return processors.Owner{Instance: "i", Incarnation: "p"}
 }
+func (t *asyncTask) Observer() processors.Observer              { return processors.Unobserved{} }
+func (t *asyncTask) Report(processors.Report)                   {}
 func (t *asyncTask) Retire(string, string)                      {}
 func (t *asyncTask) LoopCaughtUp() bool                         { return true }
 func (t *asyncTask) Undo()                                      { t.part.Rollback(); t.part.Begin(); t.sent = nil }

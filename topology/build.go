@@ -44,6 +44,7 @@ func (b *Builder) compile(p *piece, name string) *SubTopology {
 		s.GokaGroup = s.KafkaGroup
 		s.DeadLetterTopic = s.KafkaGroup + ".dlq"
 		s.LoopTopic = s.GokaGroup + "-loop"
+		s.Caller = p.async.caller
 	}
 	sinks := map[string]*InternalTopic{s.DeadLetterTopic: {Kind: TopicDeadLetter}}
 	if p.async != nil && p.async.raw != "" {

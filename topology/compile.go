@@ -3,6 +3,7 @@ package topology
 import (
 	"time"
 
+	"github.com/millrace/millrace/llm"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 )
@@ -38,7 +39,10 @@ type SubTopology struct {
 	// LoopTopic is <GokaGroup>-loop if the sub-topology has an asynchronous step,
 	// else empty. Start's pipeline takes its records as source number len(Sources).
 	LoopTopic string
-	Stores    []state.Spec
+	// Caller makes the model calls of the asynchronous step, nil if it has none. It is
+	// for whoever watches the breakers.
+	Caller *llm.Caller
+	Stores []state.Spec
 	// NeedsRows says that tasks keep rows of their own (stream times, timers,
 	// entries), so that the group table topic exists.
 	NeedsRows bool

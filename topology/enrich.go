@@ -65,6 +65,14 @@ type Enrichment[K, In any, Out proto.Message] struct {
 	// Capture says how much of a refused answer is kept, in dead letters and in the topic
 	// <app>.<step>.raw. Default: all of it.
 	Capture processors.Capture
+	// SampleRate is the part of the accepted answers, from 0 to 1, that is written to
+	// <app>.<step>.raw too, in the transaction of its result and with
+	// [processors.SampleHeader]. Which answers these are depends on the event alone.
+	// Default 0.
+	SampleRate float64
+	// TraceContent has the step's spans record what models are asked and answer. By
+	// default no text of them is in spans.
+	TraceContent bool
 	// OnAttempt is told of each attempt, as [llm.CallerConfig] says.
 	OnAttempt func(context.Context, llm.Attempt)
 }
@@ -148,7 +156,7 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 	o.OpenFallback = e.OnOpenBreaker == processors.OpenFallback
 	step := &processors.EnrichStep[K, In, Out]{
 		AsyncConfig: o.AsyncConfig, Prompt: e.Prompt, Check: e.Check, MaxTokens: e.MaxTokens, Temperature: e.Temperature,
-		MaxReasks: e.MaxReasks, OnOpen: e.OnOpenBreaker, Capture: e.Capture,
+		MaxReasks: e.MaxReasks, OnOpen: e.OnOpenBreaker, Capture: e.Capture, SampleRate: e.SampleRate, TraceContent: e.TraceContent,
 	}
 	switch {
 	case e.MaxReasks == 0:
@@ -159,13 +167,14 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 	if needSerdes(in, what) {
 		step.Key, step.Value = in.key, in.value
 	}
-	if err := e.complete(step); err != nil {
+	if err := errors.Join(e.complete(step), e.sampling()); err != nil {
 		s.b.fail("%s: %v", what, err)
 	}
 	n := &node{
 		kind: kindAsync, op: "enrich", name: name, detail: "order " + o.Order.String(),
 		outs: 2, labels: []string{"answers", "fallbacks"}, timers: true, fallback: o.Fallback || o.OpenFallback,
 	}
+	n.caller = step.Caller
 	if e.Capture != processors.CaptureOff {
 		n.raw = s.b.app + "." + name + ".raw"
 		step.RawTopic = n.raw
@@ -254,6 +263,17 @@ func (e *Enrichment[K, In, Out]) complete(step *processors.EnrichStep[K, In, Out
 		},
 	})
 	return errors.Join(append(errs, err)...)
+}
+
+// sampling reports what is wrong with SampleRate.
+func (e *Enrichment[K, In, Out]) sampling() error {
+	switch {
+	case !(e.SampleRate >= 0 && e.SampleRate <= 1): // nor NaN
+		return fmt.Errorf("SampleRate is %v; take one from 0 to 1", e.SampleRate)
+	case e.SampleRate > 0 && e.Capture == processors.CaptureOff:
+		return errors.New("SampleRate keeps answers, and Capture is CaptureOff; leave one of them out")
+	}
+	return nil
 }
 
 // zeroOf returns a value of type T for a look at its fields: of a pointer, a new one.

@@ -9,6 +9,7 @@
 package topology
 
 import (
+	"github.com/millrace/millrace/llm"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 )
@@ -45,6 +46,8 @@ type node struct {
 	fallback bool
 	// raw is the topic of an asynchronous step that takes refused answers, if any.
 	raw string
+	// caller makes the model calls of an asynchronous step, if it has any.
+	caller *llm.Caller
 
 	// start returns the running operator's inputs, one boxed processors.Forward
 	// per input slot. out holds, per output slot, the boxed processors.Forward of

@@ -39,6 +39,7 @@ type Driver struct {
 
 	calls    []*Call
 	drops    []Drop
+	reports  []processors.Report
 	failures []Failure
 }
 
@@ -289,6 +290,10 @@ func (d *Driver) Now() time.Time { return d.now }
 
 // Drops returns the records that operators dropped so far, in order.
 func (d *Driver) Drops() []Drop { return slices.Clone(d.drops) }
+
+// Reports returns what asynchronous steps reported, in order: how events ended, and
+// which answers were refused.
+func (d *Driver) Reports() []processors.Report { return slices.Clone(d.reports) }
 
 // Failures returns the records that failed so far, in order. What they did was
 // undone. A record that is retried fails again at every attempt; a task that a

@@ -35,6 +35,7 @@ type task struct {
 	out   []output
 	calls []processors.Call
 	drops []Drop
+	told  []processors.Report
 }
 
 type input struct {
@@ -201,7 +202,7 @@ func (t *task) punctuate(fn func() error) error {
 
 func (t *task) begin(raw processors.Raw) {
 	t.part.Begin()
-	t.raw, t.out, t.calls, t.drops = raw, nil, nil, nil
+	t.raw, t.out, t.calls, t.drops, t.told = raw, nil, nil, nil, nil
 }
 
 // resolve applies the error policy to a failed record and reports whether it is
@@ -248,10 +249,11 @@ func (t *task) commit() {
 		}
 	}
 	t.d.drops = append(t.d.drops, t.drops...)
+	t.d.reports = append(t.d.reports, t.told...)
 	for _, c := range t.calls {
 		t.d.calls = append(t.d.calls, &Call{Step: c.Step, Entry: c.Entry, Round: c.Round, task: t, call: c})
 	}
-	t.out, t.calls, t.drops = nil, nil, nil
+	t.out, t.calls, t.drops, t.told = nil, nil, nil, nil
 }
 
 var (
@@ -311,6 +313,13 @@ func (t *task) Retire(step, entry string) {
 	t.d.calls = slices.DeleteFunc(t.d.calls, func(c *Call) bool { return c.task == t && c.Step == step && c.Entry == entry })
 }
 
+// Observer implements [processors.AsyncTask]: spans go to OpenTelemetry's global
+// tracer provider.
+func (t *task) Observer() processors.Observer { return processors.Unobserved{} }
+
+// Report implements [processors.AsyncTask].
+func (t *task) Report(r processors.Report) { t.told = append(t.told, r) }
+
 // LoopCaughtUp implements [processors.AsyncTask].
 func (t *task) LoopCaughtUp() bool {
 	loop := t.inputs[len(t.inputs)-1]
@@ -320,7 +329,7 @@ func (t *task) LoopCaughtUp() bool {
 // Undo implements [processors.AsyncTask].
 func (t *task) Undo() {
 	t.part.Rollback()
-	t.out, t.calls, t.drops = nil, nil, nil
+	t.out, t.calls, t.drops, t.told = nil, nil, nil, nil
 }
 
 // Decide implements [processors.AsyncTask].

@@ -41,7 +41,7 @@ type CallObserver interface {
 }
 
 // CallStats counts the calls of a step on this instance.
-type CallStats struct{ Running, Waiting int }
+type CallStats struct{ Running, Waiting, Slots int }
 
 // Calls runs the calls of an instance's asynchronous steps. It is the instance's
 // memory of what was asked: it outlives aborts, clients, workers and the tasks'
@@ -486,7 +486,7 @@ func (c *Calls) Stats() map[string]CallStats {
 	defer c.mu.Unlock()
 	stats := make(map[string]CallStats, len(c.steps))
 	for name, s := range c.steps {
-		stats[name] = CallStats{Running: s.running, Waiting: s.queue.Len()}
+		stats[name] = CallStats{Slots: s.limit, Running: s.running, Waiting: s.queue.Len()}
 	}
 	return stats
 }

@@ -121,7 +121,7 @@ func (r *callRig) expect(want ...string) {
 
 func (r *callRig) stats(running, waiting int) {
 	r.t.Helper()
-	if got := r.Stats()["ask"]; got != (CallStats{running, waiting}) {
+	if got := r.Stats()["ask"]; got.Running != running || got.Waiting != waiting {
 		r.t.Errorf("%+v, want %d running, %d waiting", got, running, waiting)
 	}
 }

@@ -251,6 +251,7 @@ func (s *session) committed(took []*task, offsets map[string]map[int32]kafka.Off
 		t.startCalls()
 		t.view.streamTime.Store(t.stream.Value())
 		s.w.inst.metrics.processed(t, size)
+		s.w.inst.observer.committed(t)
 		t.endCycle()
 	}
 	return nil

@@ -9,7 +9,11 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 
+	"github.com/millrace/millrace/alert"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
@@ -64,6 +68,12 @@ type Config struct {
 	Registry prometheus.Registerer
 	// Listener hears every change of a task's state.
 	Listener func(TaskStatus)
+	// TracerProvider and MeterProvider are OpenTelemetry's; default: its global ones.
+	TracerProvider trace.TracerProvider
+	MeterProvider  metric.MeterProvider
+	// Alerts are told of what goes wrong, as AlertRules say.
+	Alerts     []alert.Sink
+	AlertRules alert.Rules
 
 	planted bug // for tests
 }
@@ -90,6 +100,14 @@ func (c *Config) complete() error {
 	def(&c.MaxRowBytes, 1_000_000)
 	def(&c.Replication, -1)
 	def(&c.TopicCheck, 30*time.Second)
+	if c.TracerProvider == nil {
+		c.TracerProvider = otel.GetTracerProvider()
+	}
+	if c.MeterProvider == nil {
+		c.MeterProvider = otel.GetMeterProvider()
+	}
+	errs = append(errs, c.AlertRules.Validate())
+	c.AlertRules = c.AlertRules.WithDefaults()
 	if c.Policy == nil {
 		c.Policy = DefaultPolicy
 	}

@@ -68,6 +68,7 @@ func (t *task) Produce(topic string, partition int32, rec processors.Raw) error 
 		if err := t.checkOutput(r); err != nil {
 			return err // it cannot be kept: the punctuation fails and the task stops
 		}
+		t.Report(deadLettered(t.id, err))
 	}
 	t.out = append(t.out, r)
 	return nil

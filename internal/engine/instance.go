@@ -31,6 +31,9 @@ type Instance struct {
 	cfg     *Config
 	log     *slog.Logger
 	metrics *metrics
+	// observer and alerts see what happens, and change nothing.
+	observer *observer
+	alerts   *alerts
 
 	// Set by Run, before any worker starts.
 	dir        *state.Dir
@@ -83,7 +86,13 @@ func New(cfg Config) (*Instance, error) {
 		live: map[state.TaskID]*task{}, paused: map[state.TaskID]bool{},
 		condemned: map[string]*kafka.TopicChange{}, losses: map[groupPartition]*loss{},
 	}
+	inst.alerts = newAlerts(inst)
 	inst.metrics = newMetrics(inst, cfg.Registry)
+	inst.alerts.metrics = inst.metrics.steps
+	var err error
+	if inst.observer, err = newObserver(inst.cfg, inst.metrics.steps); err != nil {
+		return nil, fmt.Errorf("OpenTelemetry: %w", err)
+	}
 	return inst, nil
 }
 
@@ -188,6 +197,7 @@ func (inst *Instance) work(ctx context.Context) error {
 	eg.Go(func() error { return inst.purge(ctx) })
 	eg.Go(func() error { return inst.flush(ctx) })
 	eg.Go(func() error { return inst.watchTopics(ctx) })
+	eg.Go(func() error { inst.alerts.run(ctx); return nil })
 	if inst.cfg.HTTP != "" {
 		eg.Go(func() error { return inst.serveHTTP(ctx) })
 	}

@@ -28,6 +28,8 @@ type metrics struct {
 	calls       *prometheus.HistogramVec
 	interrupted *prometheus.CounterVec
 
+	steps *stepMetrics
+
 	dirty atomic.Int64 // bytes written to the state since the last flush
 }
 
@@ -52,7 +54,8 @@ func newMetrics(inst *Instance, reg prometheus.Registerer) *metrics {
 	m.restored = counter("restored_records_total", "Changelog records applied by restores.", "subtopology")
 	m.calls = histogram("async_call_seconds", "Duration of the calls of asynchronous steps, retries included.", prometheus.ExponentialBuckets(0.005, 2, 16), "step", "outcome")
 	m.interrupted = counter("async_interrupted_total", "Calls that were cancelled or found abandoned, and will be made again.", "step")
-	m.all = append(m.all, taskCollector{inst})
+	m.steps = newStepMetrics(counter, histogram)
+	m.all = append(m.all, taskCollector{inst}, stepCollector{inst})
 	return m
 }
 

@@ -64,6 +64,9 @@ func (inst *Instance) setStateOf(id state.TaskID, st TaskState, err error) {
 	s := inst.statusOf(id)
 	same := s.State == st && errors.Is(err, s.Err)
 	s.State, s.Err, s.Since = st, err, time.Now()
+	if st == Rebalancing { // its owner reports these
+		s.Lag, s.Pending, s.Oldest = 0, 0, time.Time{}
+	}
 	copied := *s
 	inst.mu.Unlock()
 	if same {

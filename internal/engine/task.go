@@ -49,6 +49,7 @@ type task struct {
 	out        []*kgo.Record
 	newCalls   []processors.Call
 	newRetired []retired
+	newTold    []processors.Report
 
 	// of the open transaction
 	took    bool     // took part in it
@@ -57,6 +58,7 @@ type task struct {
 	limit   int      // records the turn may take, 0 for no limit
 	calls   []processors.Call
 	retired []retired
+	told    []processors.Report
 	logged  map[string]*kgo.Record // the last changelog record by store
 
 	// why the task does not run, if it does not
@@ -207,12 +209,13 @@ func (t *task) release() {
 	t.out = t.out[:0]
 	t.calls = append(t.calls, t.newCalls...)
 	t.retired = append(t.retired, t.newRetired...)
-	t.newCalls, t.newRetired = t.newCalls[:0], t.newRetired[:0]
+	t.told = append(t.told, t.newTold...)
+	t.newCalls, t.newRetired, t.newTold = t.newCalls[:0], t.newRetired[:0], t.newTold[:0]
 }
 
 // dropOutput forgets the outputs and calls of the record in progress.
 func (t *task) dropOutput() {
-	t.out, t.newCalls, t.newRetired = t.out[:0], t.newCalls[:0], t.newRetired[:0]
+	t.out, t.newCalls, t.newRetired, t.newTold = t.out[:0], t.newCalls[:0], t.newRetired[:0], t.newTold[:0]
 }
 
 // checkRows refuses state rows that the changelog topic would not take.
@@ -294,6 +297,7 @@ func (t *task) resolve(r *kgo.Record, err error) bool {
 		}
 		log.Warn("record dead-lettered", "error", e.Err)
 		t.produce(dead)
+		t.told = append(t.told, deadLettered(t.id, e))
 		return true
 	case processors.Retry:
 		t.attempts++
@@ -427,7 +431,7 @@ func (t *task) endCycle() {
 	t.took, t.records, t.last = false, 0, position{}
 	clear(t.logged)
 	clear(t.calls)
-	t.calls, t.retired = t.calls[:0], t.retired[:0]
+	t.calls, t.retired, t.told = t.calls[:0], t.retired[:0], t.told[:0]
 }
 
 // close stops the goka processor; it is idempotent.

@@ -348,7 +348,14 @@ type Enrichment struct {
 	// Which model to ask in the next round.
 	NextModel *ModelID `protobuf:"bytes,22,opt,name=next_model,json=nextModel,proto3" json:"next_model,omitempty"`
 	// At most so many more tokens were used by attempts that told no usage.
-	UnsureTokens  int64 `protobuf:"varint,40,opt,name=unsure_tokens,json=unsureTokens,proto3" json:"unsure_tokens,omitempty"`
+	UnsureTokens int64 `protobuf:"varint,40,opt,name=unsure_tokens,json=unsureTokens,proto3" json:"unsure_tokens,omitempty"`
+	// The W3C trace context of the span that covers the rounds.
+	Traceparent string `protobuf:"bytes,50,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Tracestate  string `protobuf:"bytes,51,opt,name=tracestate,proto3" json:"tracestate,omitempty"`
+	// How often a model declined to answer.
+	Declined int32 `protobuf:"varint,52,opt,name=declined,proto3" json:"declined,omitempty"`
+	// The accepted answer as the model gave it, if it is one of the sample.
+	Sample        *Sample `protobuf:"bytes,53,opt,name=sample,proto3" json:"sample,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -544,6 +551,96 @@ func (x *Enrichment) GetUnsureTokens() int64 {
 	return 0
 }
 
+func (x *Enrichment) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+func (x *Enrichment) GetTracestate() string {
+	if x != nil {
+		return x.Tracestate
+	}
+	return ""
+}
+
+func (x *Enrichment) GetDeclined() int32 {
+	if x != nil {
+		return x.Declined
+	}
+	return 0
+}
+
+func (x *Enrichment) GetSample() *Sample {
+	if x != nil {
+		return x.Sample
+	}
+	return nil
+}
+
+// Sample is an answer that is kept to be looked at.
+type Sample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Cut at 64 KiB; bytes and sha256 are then those of the whole.
+	Answer        []byte `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"`
+	Bytes         int64  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Sha256        []byte `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sample) Reset() {
+	*x = Sample{}
+	mi := &file_millrace_v1_enrich_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sample) ProtoMessage() {}
+
+func (x *Sample) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_enrich_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sample.ProtoReflect.Descriptor instead.
+func (*Sample) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Sample) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+func (x *Sample) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Sample) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 // Conversation is what was said about a key: the value of a row of the step's
 // store of conversations.
 type Conversation struct {
@@ -560,7 +657,7 @@ type Conversation struct {
 
 func (x *Conversation) Reset() {
 	*x = Conversation{}
-	mi := &file_millrace_v1_enrich_proto_msgTypes[5]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +669,7 @@ func (x *Conversation) String() string {
 func (*Conversation) ProtoMessage() {}
 
 func (x *Conversation) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_enrich_proto_msgTypes[5]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +682,7 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
 func (*Conversation) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{5}
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Conversation) GetTurns() []*Turn {
@@ -630,7 +727,7 @@ type Turn struct {
 
 func (x *Turn) Reset() {
 	*x = Turn{}
-	mi := &file_millrace_v1_enrich_proto_msgTypes[6]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +739,7 @@ func (x *Turn) String() string {
 func (*Turn) ProtoMessage() {}
 
 func (x *Turn) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_enrich_proto_msgTypes[6]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +752,7 @@ func (x *Turn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Turn.ProtoReflect.Descriptor instead.
 func (*Turn) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{6}
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Turn) GetRole() Role {
@@ -732,7 +829,7 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"\x11ContractViolation\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xb9\x06\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xc4\a\n" +
 	"\n" +
 	"Enrichment\x12\x16\n" +
 	"\x06prompt\x18\x01 \x01(\tR\x06prompt\x12%\n" +
@@ -763,7 +860,17 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"violations\x123\n" +
 	"\n" +
 	"next_model\x18\x16 \x01(\v2\x14.millrace.v1.ModelIDR\tnextModel\x12#\n" +
-	"\runsure_tokens\x18( \x01(\x03R\funsureTokens\"k\n" +
+	"\runsure_tokens\x18( \x01(\x03R\funsureTokens\x12 \n" +
+	"\vtraceparent\x182 \x01(\tR\vtraceparent\x12\x1e\n" +
+	"\n" +
+	"tracestate\x183 \x01(\tR\n" +
+	"tracestate\x12\x1a\n" +
+	"\bdeclined\x184 \x01(\x05R\bdeclined\x12+\n" +
+	"\x06sample\x185 \x01(\v2\x13.millrace.v1.SampleR\x06sample\"N\n" +
+	"\x06Sample\x12\x16\n" +
+	"\x06answer\x18\x01 \x01(\fR\x06answer\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"k\n" +
 	"\fConversation\x12'\n" +
 	"\x05turns\x18\x01 \x03(\v2\x11.millrace.v1.TurnR\x05turns\x12\x18\n" +
 	"\aupdated\x18\x02 \x01(\x03R\aupdated\x12\x18\n" +
@@ -796,7 +903,7 @@ func file_millrace_v1_enrich_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_v1_enrich_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_v1_enrich_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_millrace_v1_enrich_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_millrace_v1_enrich_proto_goTypes = []any{
 	(Role)(0),                 // 0: millrace.v1.Role
 	(*Message)(nil),           // 1: millrace.v1.Message
@@ -804,8 +911,9 @@ var file_millrace_v1_enrich_proto_goTypes = []any{
 	(*ModelID)(nil),           // 3: millrace.v1.ModelID
 	(*ContractViolation)(nil), // 4: millrace.v1.ContractViolation
 	(*Enrichment)(nil),        // 5: millrace.v1.Enrichment
-	(*Conversation)(nil),      // 6: millrace.v1.Conversation
-	(*Turn)(nil),              // 7: millrace.v1.Turn
+	(*Sample)(nil),            // 6: millrace.v1.Sample
+	(*Conversation)(nil),      // 7: millrace.v1.Conversation
+	(*Turn)(nil),              // 8: millrace.v1.Turn
 }
 var file_millrace_v1_enrich_proto_depIdxs = []int32{
 	0, // 0: millrace.v1.Message.role:type_name -> millrace.v1.Role
@@ -813,14 +921,15 @@ var file_millrace_v1_enrich_proto_depIdxs = []int32{
 	3, // 2: millrace.v1.Enrichment.model:type_name -> millrace.v1.ModelID
 	4, // 3: millrace.v1.Enrichment.violations:type_name -> millrace.v1.ContractViolation
 	3, // 4: millrace.v1.Enrichment.next_model:type_name -> millrace.v1.ModelID
-	7, // 5: millrace.v1.Conversation.turns:type_name -> millrace.v1.Turn
-	0, // 6: millrace.v1.Turn.role:type_name -> millrace.v1.Role
-	3, // 7: millrace.v1.Turn.model:type_name -> millrace.v1.ModelID
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	6, // 5: millrace.v1.Enrichment.sample:type_name -> millrace.v1.Sample
+	8, // 6: millrace.v1.Conversation.turns:type_name -> millrace.v1.Turn
+	0, // 7: millrace.v1.Turn.role:type_name -> millrace.v1.Role
+	3, // 8: millrace.v1.Turn.model:type_name -> millrace.v1.ModelID
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_millrace_v1_enrich_proto_init() }
@@ -834,7 +943,7 @@ func file_millrace_v1_enrich_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_v1_enrich_proto_rawDesc), len(file_millrace_v1_enrich_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -798,7 +798,9 @@ func (x *Released) GetUnsent() bool {
 // used up: the entry goes into its next round,
 // with the progress of the outcome.
 type Again struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The class of what is wrong with it: violation or truncated.
+	Class         string `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -831,6 +833,13 @@ func (x *Again) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Again.ProtoReflect.Descriptor instead.
 func (*Again) Descriptor() ([]byte, []int) {
 	return file_millrace_v1_entry_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Again) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
 }
 
 var File_millrace_v1_entry_proto protoreflect.FileDescriptor
@@ -903,8 +912,9 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\x13REASON_BREAKER_OPEN\x10\x06\x12\x16\n" +
 	"\x12REASON_OVER_BUDGET\x10\x14\"\"\n" +
 	"\bReleased\x12\x16\n" +
-	"\x06unsent\x18\x01 \x01(\bR\x06unsent\"\a\n" +
-	"\x05AgainB;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
+	"\x06unsent\x18\x01 \x01(\bR\x06unsent\"\x1d\n" +
+	"\x05Again\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05classB;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
 
 var (
 	file_millrace_v1_entry_proto_rawDescOnce sync.Once
