@@ -26,7 +26,7 @@ func ExampleBudget() {
 		Prices:    testPrices,
 		Budgets: []topology.Budget[string, *supportv1.Ticket]{
 			{
-				Name: "customer", Scope: processors.BudgetTenant, Tokens: 1_800, Window: time.Hour,
+				Name: "customer", Scope: processors.BudgetTenant, Tokens: 2_400, Window: time.Hour,
 				Tenant: func(_ string, t *supportv1.Ticket) string { return t.GetCustomer() },
 			},
 			{Name: "day", Money: llm.Dollars(20), Window: 24 * time.Hour},
