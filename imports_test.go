@@ -24,6 +24,7 @@ var forbidden = []struct {
 	{"topology", []string{"internal/engine", "internal/kafka", "llm/openai", "llm/anthropic", "llm/gemini", ""}},
 	{"topologytest", []string{"internal/engine", "internal/kafka", ""}},
 	{"internal/kafka", []string{"processors", "topology", "internal/engine", ""}},
+	{"internal/registry", []string{"state", "processors", "topology", "internal/engine", ""}},
 	{"internal/engine", []string{"", "internal/broker"}},
 	{"internal/checker", []string{"state", "processors", "topology", "internal/kafka", "internal/engine", ""}},
 	{"llm", []string{"state", "processors", "topology", "internal/engine", "internal/kafka", ""}},

@@ -45,6 +45,12 @@ type EnrichStep[K, In any, Out proto.Message] struct {
 	Caller  *llm.Caller
 	Schemas map[llm.ID]*schema.Schema
 	Prompt  *prompt.Prompt
+	// Shape is what the template of a version may use, Tables what it reads as
+	// .Tables.<name>.
+	Shape  *millracev1.DataShape
+	Tables []PromptTable[K, In]
+	// Generation is that of Out: answers to another one are dead-lettered.
+	Generation int
 	// Check is what else an answer has to be; may be nil. It runs outside of the task.
 	Check func(In, Out) error
 	// MaxTokens and Temperature are those of every request.
@@ -80,6 +86,7 @@ type enrichRun[K, In any, Out proto.Message] struct {
 	talk  *conversations
 
 	budgets *budgets[K, In]
+	prompts *prompts[K, In]
 }
 
 // Start starts the step in a task, which must be an [AsyncTask].
@@ -91,6 +98,10 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 	run := &enrichRun[K, In, Out]{
 		EnrichStep: s, task: at,
 		async: AsyncStep[K, In, Out]{AsyncConfig: s.AsyncConfig, Key: s.Key, Value: s.Value, Result: s.Result},
+	}
+	var err error
+	if run.prompts, err = openPrompts(t, s.Step, s.Prompt, s.Shape, s.Tables, s.Loop); err != nil {
+		return nil, nil, err
 	}
 	if c := s.Conversation; c != nil {
 		store := t.Store(c.Store)
@@ -116,7 +127,6 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 		report:  run.report,
 		details: run.details,
 	}
-	var err error
 	if run.budgets, err = s.openBudgets(at); err != nil {
 		return nil, nil, err
 	}
@@ -137,6 +147,10 @@ func (s *enrichRun[K, In, Out]) decode(e *millracev1.Entry) (Record[K, In], erro
 
 // resolve fixes what the models are asked for an event.
 func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
+	version, label, err := s.prompts.choose(e, s.Schemas[s.Caller.Models()[0]].Fingerprint(), s.Generation)
+	if err != nil {
+		return nil, err
+	}
 	rec, err := s.decode(e)
 	if err != nil {
 		return nil, err
@@ -148,8 +162,11 @@ func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
 	if !rec.NoKey {
 		data.Key = rec.Key
 	}
-	q := &millracev1.Question{Prompt: s.Prompt.Name(), PromptVersion: s.Prompt.Version()}
-	q.Messages = append(q.Messages, &millracev1.Message{Role: millracev1.Role_ROLE_SYSTEM, Text: s.Prompt.System()})
+	if data.Tables, err = s.prompts.read(e, rec); err != nil {
+		return nil, err
+	}
+	q := &millracev1.Question{Prompt: version.Name(), PromptVersion: version.Version(), PromptLabel: label}
+	q.Messages = append(q.Messages, &millracev1.Message{Role: millracev1.Role_ROLE_SYSTEM, Text: version.System()})
 	if s.talk != nil && e.Event.Key != nil {
 		c, err := s.talk.load(e.Event.Key, rec.Timestamp)
 		if err != nil {
@@ -160,7 +177,7 @@ func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
 			q.Messages = append(q.Messages, &millracev1.Message{Role: t.Role, Text: t.Text})
 		}
 	}
-	text, err := s.Prompt.User(data)
+	text, err := version.User(data)
 	if err != nil {
 		return nil, err
 	}
@@ -174,11 +191,17 @@ func (s *enrichRun[K, In, Out]) answered(e *millracev1.Entry, o *millracev1.Outc
 	if err != nil {
 		return err
 	}
+	p := progressOf(e, o)
+	if int(p.Generation) != s.Generation {
+		return &Error{
+			Class: ClassDecode, Step: s.Step, Action: DeadLetter,
+			Err: fmt.Errorf("the answer follows generation %d of the message, and the program has %d: replay the event to ask again", p.Generation, s.Generation),
+		}
+	}
 	out, err := s.Result.Decode(o.GetAnswer().GetValue())
 	if err != nil {
 		return Fail(ClassDecode, s.Step, fmt.Errorf("answer of %d bytes as %s: %w", len(o.GetAnswer().GetValue()), s.Result.Name(), err))
 	}
-	p := progressOf(e, o)
 	if s.talk != nil && e.Event.Key != nil {
 		if err := s.talk.add(e, p); err != nil {
 			return &Error{Class: ClassState, Step: s.Step, Err: err}

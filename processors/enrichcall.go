@@ -40,7 +40,6 @@ const (
 
 // run asks until there is an outcome; nil if ctx ended before.
 func (c *enrichCall[K, In, Out]) run(ctx context.Context) (o *millracev1.Outcome) {
-	c.p.Prompt, c.p.PromptVersion = c.question.Prompt, c.question.PromptVersion
 	broke := c.fund()
 	ctx = c.trace(ctx)
 	defer func() { c.traced(o) }()
@@ -153,7 +152,7 @@ func (c *enrichCall[K, In, Out]) request(id llm.ID) (*llm.Request, error) {
 	}
 	r := &llm.Request{
 		Schema: s.JSON(), SchemaName: s.Name(), MaxTokens: c.MaxTokens, Temperature: c.Temperature,
-		CacheKey: c.question.Prompt + "/" + c.question.PromptVersion,
+		CacheKey: cacheKey(c.question),
 	}
 	for i, m := range c.question.Messages {
 		text := m.Text
@@ -171,6 +170,15 @@ func (c *enrichCall[K, In, Out]) request(id llm.ID) (*llm.Request, error) {
 			llm.Message{Role: llm.RoleUser, Text: prompt.Clean(c.violations().Prompt())})
 	}
 	return r, nil
+}
+
+// maxCacheKey is how long a key of a prompt cache may be, for OpenAI.
+const maxCacheKey = 64
+
+// cacheKey is the same for all events that get a version of a prompt.
+func cacheKey(q *millracev1.Question) string {
+	name := q.Prompt[:min(len(q.Prompt), maxCacheKey-1-len(q.PromptVersion))]
+	return strings.ToValidUTF8(name, "") + "/" + q.PromptVersion
 }
 
 // maxShown bounds what a model is shown of its refused answer, in bytes.

@@ -14,9 +14,14 @@ const (
 	// PromptHeader and PromptVersionHeader name the prompt.
 	PromptHeader        = "millrace.prompt"
 	PromptVersionHeader = "millrace.prompt-version"
-	// SchemaHeader is the fingerprint of the JSON schema that was asked for.
+	// PromptLabelHeader is how the version was chosen: prod, canary, built-in, or
+	// pinned by the event.
+	PromptLabelHeader = "millrace.prompt-label"
+	// SchemaHeader is the fingerprint of the JSON schema that was asked for, or would
+	// have been first.
 	SchemaHeader = "millrace.schema"
-	// ModelHeader is provider/model of what answered, or was asked last.
+	// ModelHeader is provider/model of what answered, or was asked last; it is left out
+	// if none was.
 	ModelHeader = "millrace.model"
 	// AttemptsHeader counts the requests that were made, over all rounds.
 	AttemptsHeader = "millrace.attempts"
@@ -26,7 +31,7 @@ const (
 	CachedTokensHeader = "millrace.cached-tokens"
 	OutputTokensHeader = "millrace.output-tokens"
 	// CostHeader is what all attempts cost, in millionths of a US dollar. It is left out
-	// if an attempt had no price.
+	// if an attempt had no price, and 0 if there was none.
 	CostHeader = "millrace.cost-micros"
 	// StatusHeader is ok, reasked (an answer that was refused was repaired), fallback or
 	// dead-letter; of a refused answer, refused.
@@ -68,15 +73,18 @@ func enrichHeaders(p *millracev1.Enrichment, status string) []Header {
 	if p.GetPrompt() != "" {
 		add(PromptHeader, p.Prompt)
 		add(PromptVersionHeader, p.PromptVersion)
+		add(PromptLabelHeader, p.PromptLabel)
+	}
+	if p.GetSchema() != "" {
+		add(SchemaHeader, p.Schema)
 	}
 	if p.GetModel() != nil {
 		add(ModelHeader, modelID(p.Model).String())
-		add(SchemaHeader, p.Schema)
-		add(InputTokensHeader, number(p.InputTokens))
-		add(CachedTokensHeader, number(p.CachedTokens))
-		add(OutputTokensHeader, number(p.OutputTokens))
 	}
-	if p.GetCostKnown() {
+	add(InputTokensHeader, number(p.GetInputTokens()))
+	add(CachedTokensHeader, number(p.GetCachedTokens()))
+	add(OutputTokensHeader, number(p.GetOutputTokens()))
+	if p.GetCostKnown() || p.GetAttempts() == 0 {
 		add(CostHeader, number(p.CostMicros))
 	}
 	headers := make([]Header, len(list), len(list)+8)
@@ -88,7 +96,7 @@ func enrichHeaders(p *millracev1.Enrichment, status string) []Header {
 
 // enrichKeys are the keys of headers that an earlier step may have set.
 var enrichKeys = []string{
-	PromptHeader, PromptVersionHeader, SchemaHeader, ModelHeader, AttemptsHeader, InputTokensHeader, CachedTokensHeader,
+	PromptHeader, PromptVersionHeader, PromptLabelHeader, SchemaHeader, ModelHeader, AttemptsHeader, InputTokensHeader, CachedTokensHeader,
 	OutputTokensHeader, CostHeader, StatusHeader, AnswerHeader, ViolationsHeader, FallbackHeader,
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/millrace/millrace/llm/prompt"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 )
@@ -17,11 +18,14 @@ import (
 // joined by [errors.Join], each with what to do. The builder may be extended and
 // built again.
 func (b *Builder) Build() (*Topology, error) {
-	errs := slices.Concat(b.errs, b.checkNodes(), b.checkTopics(), b.checkStores())
+	errs := slices.Concat(b.errs, b.checkNodes(), b.checkTopics(), b.checkStores(), b.checkPrompts())
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	t := &Topology{App: b.app, Globals: slices.Clone(b.global)}
+	t := &Topology{App: b.app, Globals: slices.Clone(b.global), Prompts: b.promptUses()}
+	if len(t.Prompts) > 0 {
+		t.Globals = append(t.Globals, promptTable(b.app, t.Prompts))
+	}
 	pieces := b.cut()
 	names := nameAll(pieces)
 	for i, p := range pieces {
@@ -356,6 +360,9 @@ func (t *Topology) checkInternal(b *Builder) []error {
 		if a := s.piece.async; a != nil {
 			add(a.raw, fmt.Sprintf("the refused answers of %q", s.Name))
 		}
+	}
+	if len(t.Prompts) > 0 {
+		add(prompt.Topic(t.App), "the prompts")
 	}
 	for _, n := range b.nodes {
 		if n.kind != kindSource && n.kind != kindSink {

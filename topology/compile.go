@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/llm"
+	"github.com/millrace/millrace/llm/prompt"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 )
@@ -17,6 +18,9 @@ type Topology struct {
 	Subs []*SubTopology
 	// Globals are the tables of which every instance keeps one full copy.
 	Globals []GlobalSource
+	// Prompts are the uses of prompts by the steps with model calls, which an instance
+	// registers in the topic [prompt.Topic] before it starts.
+	Prompts []prompt.Use
 }
 
 // A SubTopology is a maximal co-partitioned piece of the graph: one goka group.
@@ -140,9 +144,12 @@ const (
 type GlobalSource struct {
 	Topic string
 	Store state.Spec
+	// Internal is set if the app creates the topic.
+	Internal *InternalTopic
 	// Apply turns a record into a row of the store: key and row bytes, a nil row
-	// for a deletion.
-	Apply func(rec *processors.Raw) (key, row []byte, err error)
+	// for a deletion; a nil key leaves the record out. get reads the rows so far. With
+	// an error, which is reported, there may be a row nevertheless.
+	Apply func(rec *processors.Raw, get func(key []byte) (row []byte, err error)) (key, row []byte, err error)
 }
 
 // RetentionOf returns how long rows of a window store's changelog are kept.

@@ -65,7 +65,7 @@ func (b *Builder) cut() []*piece {
 }
 
 // cutAsync makes the piece of an asynchronous step: the stateless steps that lead
-// from topics to it, and the stateless steps and sinks that it leads to.
+// from topics to it, its copies of tables, and the stateless steps and sinks that it leads to.
 func cutAsync(step *node) *piece {
 	p := &piece{async: step, edges: map[instance][]edge{}}
 	before := map[*node]bool{step: true}
@@ -76,7 +76,7 @@ func cutAsync(step *node) *piece {
 				continue
 			}
 			before[parent] = true
-			if parent.kind == kindStateless {
+			if parent.kind == kindStateless || parent.copied {
 				up(parent)
 			}
 		}
@@ -171,9 +171,9 @@ func (p *piece) split(groups *groups) []*piece {
 func (b *Builder) useful() map[*node]bool {
 	useful := map[*node]bool{}
 	for _, n := range slices.Backward(b.nodes) {
-		switch n.kind {
-		case kindAsync:
-		case kindStateless, kindSource:
+		switch {
+		case n.kind == kindAsync, n.copied:
+		case n.kind == kindStateless, n.kind == kindSource:
 			useful[n] = len(n.children) == 0
 			for _, e := range n.children {
 				useful[n] = useful[n] || useful[e.to]

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"time"
 
@@ -31,8 +32,20 @@ type Enrichment[K, In any, Out proto.Message] struct {
 	// Dialects overrides which JSON schema a model gets: by default that of its provider,
 	// [schema.DialectOf].
 	Dialects map[llm.ID]schema.Dialect
-	// Prompt makes the request of an event. Its version is part of every record.
+	// Prompt makes the request of an event. Its version is part of every record. It is
+	// the built-in version: the topic <app>.prompts may hold others of its name, which
+	// the labels [prompt.Prod] and [prompt.Canary] put in its place while the
+	// application runs. Of an event the version is chosen once, when it is about to be
+	// asked about, and stays over restarts and rounds.
 	Prompt *prompt.Prompt
+	// Tables are what the template reads as .Tables.<name>.
+	Tables map[string]PromptTable[K, In]
+	// Generation is to be raised when Out changes so that programs with the old message
+	// would misread the new one, or the other way round: see [schema.Compatible]. An
+	// application that changes Out so and keeps the generation is refused when it
+	// starts, and so is a new generation that is written to the topics of the old one.
+	// Answers to the old generation that were under way are dead-lettered. Default: 0.
+	Generation int
 	// Check is what else an answer has to be, besides the protovalidate rules of Out; nil
 	// checks nothing. It runs outside of the task and must be safe for concurrent use.
 	// What its error says is sent to the model, which is asked again.
@@ -156,7 +169,7 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 	o.OpenFallback = e.OnOpenBreaker == processors.OpenFallback
 	step := &processors.EnrichStep[K, In, Out]{
 		AsyncConfig: o.AsyncConfig, Prompt: e.Prompt, Check: e.Check, MaxTokens: e.MaxTokens, Temperature: e.Temperature,
-		MaxReasks: e.MaxReasks, OnOpen: e.OnOpenBreaker, Capture: e.Capture, SampleRate: e.SampleRate, TraceContent: e.TraceContent,
+		MaxReasks: e.MaxReasks, OnOpen: e.OnOpenBreaker, Capture: e.Capture, SampleRate: e.SampleRate, TraceContent: e.TraceContent, Generation: e.Generation,
 	}
 	switch {
 	case e.MaxReasks == 0:
@@ -191,14 +204,21 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 	if e.Conversation != nil {
 		res.talk = converse(s.b, what, n, step, *e.Conversation)
 	}
+	if e.Generation > 0 {
+		n.detail = join(n.detail, fmt.Sprintf("generation %d", e.Generation))
+	}
+	n.prompt = e.use(step)
+	from, tables := joinPromptTables(s.b, what, n, step, e.Tables)
 	n.run = func(t processors.Task, out [][]any) (*operator, error) {
 		async, in, err := step.Start(t, forwards[K, processors.Answer[In, Out]](out[0]), forwards[K, In](out[1]))
 		if err != nil {
 			return nil, err
 		}
-		return asyncOperator(async, processors.Guard(name, in)), nil
+		op := asyncOperator(async, processors.Guard(name, in))
+		op.inputs = append(op.inputs, tables...)
+		return op, nil
 	}
-	s.b.addNode(n, in.from)
+	s.b.addNode(n, append([]port{in.from}, from...)...)
 	res.answers = &KStream[K, processors.Answer[In, Out]]{b: s.b, from: port{n: n}, key: in.key, changed: in.changed}
 	res.fallbacks = &KStream[K, In]{b: s.b, from: port{n: n, out: 1}, key: in.key, value: in.value, changed: in.changed}
 	return res
@@ -214,8 +234,12 @@ func (e *Enrichment[K, In, Out]) complete(step *processors.EnrichStep[K, In, Out
 	step.Result = serde.Proto[Out]()
 	if e.Prompt == nil {
 		errs = append(errs, errors.New("it has no Prompt; make one with prompt.New"))
-	} else if err := e.Prompt.Check(prompt.Data{Event: zeroOf[In](), Key: zeroOf[K](), Context: &millracev1.Conversation{}}); err != nil {
-		errs = append(errs, err)
+	} else {
+		step.Shape = prompt.ShapeOf(prompt.Data{Event: zeroOf[In](), Key: zeroOf[K](), Context: &millracev1.Conversation{}, Tables: shapesOf(e.Tables)})
+		errs = append(errs, e.Prompt.Fits(step.Shape))
+	}
+	if e.Generation < 0 || e.Generation > math.MaxInt32 {
+		errs = append(errs, fmt.Errorf("Generation is %d; it counts from 0", e.Generation))
 	}
 	if e.MaxTokens < 0 {
 		errs = append(errs, fmt.Errorf("MaxTokens is %d; it must not be negative", e.MaxTokens))
@@ -274,6 +298,15 @@ func (e *Enrichment[K, In, Out]) sampling() error {
 		return errors.New("SampleRate keeps answers, and Capture is CaptureOff; leave one of them out")
 	}
 	return nil
+}
+
+// use says how the step uses its prompt; nil if it is not complete.
+func (e *Enrichment[K, In, Out]) use(step *processors.EnrichStep[K, In, Out]) *prompt.Use {
+	if e.Prompt == nil || step.Result == nil {
+		return nil
+	}
+	var zero Out
+	return &prompt.Use{Step: step.Step, Prompt: e.Prompt, Shape: step.Shape, Message: zero.ProtoReflect().Descriptor(), Generation: e.Generation}
 }
 
 // zeroOf returns a value of type T for a look at its fields: of a pointer, a new one.

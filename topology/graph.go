@@ -10,6 +10,7 @@ package topology
 
 import (
 	"github.com/millrace/millrace/llm"
+	"github.com/millrace/millrace/llm/prompt"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 )
@@ -44,6 +45,11 @@ type node struct {
 	labels []string      // names of the output slots, for Describe
 	// fallback says that the second output of an asynchronous step is used.
 	fallback bool
+	// copied says that the node belongs to the asynchronous step behind it: a copy of a
+	// table that it reads.
+	copied bool
+	// prompt is the use of a prompt by an asynchronous step, if any.
+	prompt *prompt.Use
 	// raw is the topic of an asynchronous step that takes refused answers, if any.
 	raw string
 	// caller makes the model calls of an asynchronous step, if it has any.

@@ -25,6 +25,8 @@ type KTable[K, V any] struct {
 	uses   []string
 	// store is the name of the table's own store, empty if it has none.
 	store string
+	// made is the stream the table was made of, nil if it was made otherwise.
+	made *KStream[K, V]
 	// history is how far back versions reaches, which opens the reader of past
 	// rows; nil for a table without history.
 	history  time.Duration
@@ -72,7 +74,7 @@ func (s *KStream[K, V]) ToTable(store string, opts ...VersionedOption) *KTable[K
 
 // addTable adds the node that keeps the rows of s.
 func addTable[K, V any](op, store string, s *KStream[K, V], history *time.Duration) *KTable[K, V] {
-	t := &KTable[K, V]{b: s.b, key: s.key, value: s.value, store: store}
+	t := &KTable[K, V]{b: s.b, key: s.key, value: s.value, store: store, made: s}
 	n := &node{kind: kindStateful, op: op, name: store}
 	if history != nil {
 		t.addHistory(n, *history)
@@ -228,8 +230,8 @@ func (g *GlobalKTable[K, V]) Store() string { return g.store }
 
 // globalRow returns the Apply of a global table: it checks that key and value
 // can be decoded, and keeps their bytes.
-func globalRow[K, V any](key serde.Serde[K], value serde.Serde[V]) func(*processors.Raw) ([]byte, []byte, error) {
-	return func(rec *processors.Raw) (k, row []byte, err error) {
+func globalRow[K, V any](key serde.Serde[K], value serde.Serde[V]) func(*processors.Raw, func([]byte) ([]byte, error)) ([]byte, []byte, error) {
+	return func(rec *processors.Raw, _ func([]byte) ([]byte, error)) (k, row []byte, err error) {
 		decode := processors.Decode(processors.Origin[K, V]{Step: "global table", Key: key, Value: value}, func(r processors.Record[K, V]) error {
 			if r.NoKey {
 				return nil
@@ -240,6 +242,9 @@ func globalRow[K, V any](key serde.Serde[K], value serde.Serde[V]) func(*process
 			}
 			return nil
 		})
-		return k, row, decode(rec)
+		if err := decode(rec); err != nil {
+			return nil, nil, err
+		}
+		return k, row, nil
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace/millrace/llm/prompt"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 	"github.com/millrace/millrace/topology"
@@ -154,6 +155,7 @@ func (d *Driver) start() {
 		specs = append(specs, g.Store)
 	}
 	d.globals = state.NewPartition(d.db, state.TaskID{SubTopology: "global"}, specs)
+	d.registerPrompts()
 	old := d.tasks
 	d.tasks = nil
 	for _, s := range d.top.Subs {
@@ -173,6 +175,31 @@ func (d *Driver) start() {
 	}
 	for _, t := range d.tasks {
 		t.start()
+	}
+}
+
+// registerPrompts writes what the steps use to the topic of prompts, as an instance
+// does when it starts.
+func (d *Driver) registerPrompts() {
+	d.t.Helper()
+	if len(d.top.Prompts) == 0 {
+		return
+	}
+	var reg prompt.Registry
+	name := prompt.Topic(d.top.App)
+	for _, r := range d.topic(name, 1).all {
+		if err := reg.Apply(prompt.Record{Key: string(r.Key), Value: r.Value}); err != nil {
+			continue // reported when it came
+		}
+	}
+	list, err := reg.Register(d.top.Prompts, d.now)
+	for _, r := range list {
+		if err == nil {
+			err = d.write(name, 0, processors.Raw{Key: []byte(r.Key), Value: r.Value, Timestamp: d.now.UnixMilli()})
+		}
+	}
+	if err != nil {
+		d.t.Fatalf("topologytest: %v", err)
 	}
 }
 
@@ -264,12 +291,17 @@ func (d *Driver) write(name string, partition int32, rec processors.Raw) error {
 }
 
 func (d *Driver) applyGlobal(g topology.GlobalSource, rec *processors.Raw) error {
-	key, row, err := g.Apply(rec)
-	if err != nil || key == nil {
-		return err
+	store := d.globals.Store(g.Store.Name)
+	key, row, err := g.Apply(rec, store.Get)
+	if err != nil {
+		e := &processors.Error{Class: processors.ClassDecode, Step: g.Store.Name, Err: err}
+		d.failures = append(d.failures, Failure{Task: d.globals.ID, Record: *rec, Err: e, Action: processors.Skip})
+	}
+	if key == nil {
+		return nil
 	}
 	d.globals.Begin()
-	d.globals.Store(g.Store.Name).Put(bytes.Clone(key), row)
+	store.Put(bytes.Clone(key), row)
 	return errors.Join(d.globals.Commit(), d.globals.WriteBack(&state.Batch{}))
 }
 

@@ -185,7 +185,7 @@ func (d *dlq) replay(ctx context.Context, args []string) error {
 	d.fs.IntVar(&d.filter.Limit, "limit", 0, "replay at most `n` letters, the first ones; 0 for all")
 	d.fs.StringVar(&cfg.To, "to", "", "`topic` that gets the events (default: the topic and partition that each came from)")
 	d.fs.Float64Var(&cfg.Rate, "rate", 10, "at most so many `events` per second")
-	d.fs.StringVar(&cfg.PromptVersion, "prompt-version", "", "`version` of the prompt that the step is to ask with")
+	d.fs.StringVar(&cfg.PromptVersion, "prompt-version", "", "`version` of the prompt that the step is to ask with, all its digits (see millrace prompts list)")
 	d.fs.StringVar(&cfg.Prompt, "prompt", "", "`name` of that prompt, for letters that do not name one")
 	d.fs.BoolVar(&cfg.StampNow, "stamp-now", false, "give the events the present time in place of their own")
 	d.fs.BoolVar(&cfg.DryRun, "dry-run", false, "write nothing, say what would be replayed")

@@ -42,6 +42,7 @@ func commands() []command {
 		{name: "demo", args: "[flags]", summary: "enrich review sentences with a real model, exactly once", run: demoCommand},
 		{name: "dlq", args: "COMMAND [flags]", summary: "list, show and replay dead letters", run: dlqCommand},
 		{name: "model-server", args: "[flags]", summary: "serve the demo's model, with faults on demand", run: modelServerCommand},
+		{name: "prompts", args: "COMMAND [flags]", summary: "list, show, publish and label the prompts of an application", run: promptsCommand},
 		{name: "version", summary: "print the version", run: versionCommand},
 		{name: workerCommandName, hidden: true, run: workerCommand},
 	}
@@ -104,7 +105,7 @@ func help() string {
 	b.WriteString("Millrace: stream processing on Kafka with exactly-once model calls.\n\nUsage: millrace COMMAND\n\n")
 	for _, c := range commands() {
 		if !c.hidden {
-			fmt.Fprintf(&b, "  %-22s %s\n", c.name+" "+c.args, c.summary)
+			fmt.Fprintf(&b, "  %-26s %s\n", c.name+" "+c.args, c.summary)
 		}
 	}
 	b.WriteString("\nRun \"millrace COMMAND -h\" for the flags of a command.\n")

@@ -128,17 +128,25 @@ func (g *globals) positions(table *topology.GlobalSource, id state.TaskID, start
 func (g *globals) apply(table *topology.GlobalSource, partition int32, records []*kgo.Record, next int64) error {
 	inst := g.inst
 	prefix := state.StorePrefix(globalTask(table.Store.Name), table.Store.Name)
-	b := &state.Batch{}
+	b, pending := &state.Batch{}, map[string][]byte{}
+	get := func(key []byte) ([]byte, error) {
+		if row, ok := pending[string(key)]; ok {
+			return row, nil
+		}
+		return inst.db.Get(append(slices.Clip(prefix), key...))
+	}
 	for _, r := range records {
 		raw := toRaw(r)
-		key, row, err := table.Apply(&raw)
+		key, row, err := table.Apply(&raw, get)
 		if err != nil {
 			inst.metrics.globalError(table.Store.Name)
-			inst.log.Error("a record of a global table cannot be read and is left out", "table", table.Store.Name, "topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
-			continue
+			inst.log.Error("a record of a global table cannot be used", "left out", key == nil, "table", table.Store.Name, "topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
 		}
 		if key == nil {
 			continue
+		}
+		if table.Internal != nil { // a user's table does not look at its rows
+			pending[string(key)] = row
 		}
 		b.Set(append(slices.Clip(prefix), key...), row)
 	}

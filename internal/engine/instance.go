@@ -146,6 +146,9 @@ func (inst *Instance) prepare(ctx context.Context) error {
 			return fmt.Errorf("no broker of %v answered within %s: check the addresses, TLS and SASL settings: %w", inst.cfg.Kafka.Brokers, brokerPatience, err)
 		}
 	}
+	if err := inst.registerPrompts(ctx); err != nil {
+		return err
+	}
 	inst.calls = NewCalls(CallsConfig{
 		Append: inst.appendLoop, Logger: inst.log, Observer: inst.metrics,
 	})

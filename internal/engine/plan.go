@@ -23,6 +23,11 @@ type plan struct {
 // application does not create.
 func newPlan(top *topology.Topology, external map[string]int32) (*plan, error) {
 	p := &plan{top: top, partitions: maps.Clone(external), tasks: map[string]int32{}}
+	for _, g := range top.Globals {
+		if g.Internal != nil {
+			p.partitions[g.Topic] = g.Internal.Partitions
+		}
+	}
 	var errs []error
 	fixed := map[string]bool{} // repartition topics whose count a partner decided
 	// Repartition topics take their count from the sub-topologies that feed them,

@@ -35,7 +35,9 @@ func (inst *Instance) externalTopics(ctx context.Context) (map[string]int32, err
 		}
 	}
 	for _, g := range inst.cfg.Topology.Globals {
-		used[g.Topic] = "global table " + g.Store.Name
+		if g.Internal == nil {
+			used[g.Topic] = "global table " + g.Store.Name
+		}
 	}
 	infos, err := kafka.Describe(ctx, inst.adm, slices.Sorted(maps.Keys(used))...)
 	if err != nil {
@@ -82,6 +84,11 @@ func (inst *Instance) ensureTopics(ctx context.Context) error {
 				count = max(sink.Internal.Partitions, n, specs[sink.Topic].Partitions)
 			}
 			add(sink.Topic, sink.Internal.Kind, count, state.Spec{})
+		}
+	}
+	for _, g := range inst.cfg.Topology.Globals {
+		if g.Internal != nil {
+			add(g.Topic, g.Internal.Kind, g.Internal.Partitions, g.Store)
 		}
 	}
 	if err := inst.readLimits(ctx, nil); err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/template"
 	"text/template/parse"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -68,6 +69,11 @@ func New(c Config) (*Prompt, error) {
 	if strings.TrimSpace(c.User) == "" {
 		errs = append(errs, fmt.Errorf("prompt %q: it says nothing about the event; set User, for example to {{.Event}}", c.Name))
 	}
+	for what, s := range map[string]string{"Name": c.Name, "System": c.System, "User": c.User} {
+		if !utf8.ValidString(s) {
+			errs = append(errs, fmt.Errorf("prompt %q: %s is not UTF-8", c.Name, what))
+		}
+	}
 	if c.MaxValue < 0 || c.MaxBytes < 0 {
 		errs = append(errs, fmt.Errorf("prompt %q: MaxValue %d, MaxBytes %d: none may be negative", c.Name, c.MaxValue, c.MaxBytes))
 	}
@@ -77,14 +83,28 @@ func New(c Config) (*Prompt, error) {
 	if c.MaxBytes == 0 {
 		c.MaxBytes = 128 << 10
 	}
-	p := &Prompt{cfg: c, system: strings.TrimSpace(c.System + "\n\n" + preamble)}
+	p, err := compile(c, whole(c.System))
+	if err := errors.Join(append(errs, err)...); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// whole returns the static text with the preamble, which it may end with already.
+func whole(system string) string {
+	if system = strings.TrimSpace(system); strings.HasSuffix(system, preamble) {
+		return system
+	}
+	return strings.TrimSpace(system + "\n\n" + preamble)
+}
+
+// compile returns the prompt with that static text.
+func compile(c Config, system string) (*Prompt, error) {
+	p := &Prompt{cfg: c, system: system}
 	functions := template.FuncMap{"json": toJSON, dataFunc: p.data}
 	t, err := template.New("user").Option("missingkey=error").Funcs(functions).Parse(c.User)
 	if err != nil {
-		errs = append(errs, fmt.Errorf("prompt %q: %w", c.Name, err))
-	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
+		return nil, fmt.Errorf("prompt %q: %w", c.Name, err)
 	}
 	for _, one := range t.Templates() {
 		if one.Tree != nil {
@@ -132,17 +152,12 @@ func (p *Prompt) User(d Data) (string, error) {
 	return w.String(), nil
 }
 
-// Check reports names in the template that values of the types in d do not have. The
-// values may be zero ones.
-func (p *Prompt) Check(d Data) error {
-	_, err := p.User(d)
-	// The template may rightly fail on a zero value; text/template has no error of its
-	// own for a name that is not there.
-	if err == nil || !strings.Contains(err.Error(), "can't evaluate field") {
-		return nil
-	}
-	return err
-}
+// Check reports all names in the template that values of the types in d do not have,
+// on any of its branches. The values may be zero ones.
+func (p *Prompt) Check(d Data) error { return p.Fits(ShapeOf(d)) }
+
+// Config returns what the prompt was made of.
+func (p *Prompt) Config() Config { return p.cfg }
 
 // bounded is a buffer that refuses to grow over max.
 type bounded struct {

@@ -137,7 +137,9 @@ type Question struct {
 	Prompt        string                 `protobuf:"bytes,1,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	PromptVersion string                 `protobuf:"bytes,2,opt,name=prompt_version,json=promptVersion,proto3" json:"prompt_version,omitempty"`
 	// The system's, those of the conversation, and the event's.
-	Messages      []*Message `protobuf:"bytes,3,rep,name=messages,proto3" json:"messages,omitempty"`
+	Messages []*Message `protobuf:"bytes,3,rep,name=messages,proto3" json:"messages,omitempty"`
+	// prod, canary, built-in or pinned.
+	PromptLabel   string `protobuf:"bytes,4,opt,name=prompt_label,json=promptLabel,proto3" json:"prompt_label,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -191,6 +193,13 @@ func (x *Question) GetMessages() []*Message {
 		return x.Messages
 	}
 	return nil
+}
+
+func (x *Question) GetPromptLabel() string {
+	if x != nil {
+		return x.PromptLabel
+	}
+	return ""
 }
 
 // ModelID names a model at a provider.
@@ -348,7 +357,10 @@ type Enrichment struct {
 	// Which model to ask in the next round.
 	NextModel *ModelID `protobuf:"bytes,22,opt,name=next_model,json=nextModel,proto3" json:"next_model,omitempty"`
 	// At most so many more tokens were used by attempts that told no usage.
-	UnsureTokens int64 `protobuf:"varint,40,opt,name=unsure_tokens,json=unsureTokens,proto3" json:"unsure_tokens,omitempty"`
+	UnsureTokens int64  `protobuf:"varint,40,opt,name=unsure_tokens,json=unsureTokens,proto3" json:"unsure_tokens,omitempty"`
+	PromptLabel  string `protobuf:"bytes,23,opt,name=prompt_label,json=promptLabel,proto3" json:"prompt_label,omitempty"`
+	// The generation of the step's message that the answers follow.
+	Generation int32 `protobuf:"varint,24,opt,name=generation,proto3" json:"generation,omitempty"`
 	// The W3C trace context of the span that covers the rounds.
 	Traceparent string `protobuf:"bytes,50,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	Tracestate  string `protobuf:"bytes,51,opt,name=tracestate,proto3" json:"tracestate,omitempty"`
@@ -547,6 +559,20 @@ func (x *Enrichment) GetNextModel() *ModelID {
 func (x *Enrichment) GetUnsureTokens() int64 {
 	if x != nil {
 		return x.UnsureTokens
+	}
+	return 0
+}
+
+func (x *Enrichment) GetPromptLabel() string {
+	if x != nil {
+		return x.PromptLabel
+	}
+	return ""
+}
+
+func (x *Enrichment) GetGeneration() int32 {
+	if x != nil {
+		return x.Generation
 	}
 	return 0
 }
@@ -818,18 +844,19 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"\x18millrace/v1/enrich.proto\x12\vmillrace.v1\"D\n" +
 	"\aMessage\x12%\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x11.millrace.v1.RoleR\x04role\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"{\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\x9e\x01\n" +
 	"\bQuestion\x12\x16\n" +
 	"\x06prompt\x18\x01 \x01(\tR\x06prompt\x12%\n" +
 	"\x0eprompt_version\x18\x02 \x01(\tR\rpromptVersion\x120\n" +
-	"\bmessages\x18\x03 \x03(\v2\x14.millrace.v1.MessageR\bmessages\";\n" +
+	"\bmessages\x18\x03 \x03(\v2\x14.millrace.v1.MessageR\bmessages\x12!\n" +
+	"\fprompt_label\x18\x04 \x01(\tR\vpromptLabel\";\n" +
 	"\aModelID\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\"U\n" +
 	"\x11ContractViolation\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xc4\a\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x87\b\n" +
 	"\n" +
 	"Enrichment\x12\x16\n" +
 	"\x06prompt\x18\x01 \x01(\tR\x06prompt\x12%\n" +
@@ -860,7 +887,11 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"violations\x123\n" +
 	"\n" +
 	"next_model\x18\x16 \x01(\v2\x14.millrace.v1.ModelIDR\tnextModel\x12#\n" +
-	"\runsure_tokens\x18( \x01(\x03R\funsureTokens\x12 \n" +
+	"\runsure_tokens\x18( \x01(\x03R\funsureTokens\x12!\n" +
+	"\fprompt_label\x18\x17 \x01(\tR\vpromptLabel\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x18 \x01(\x05R\n" +
+	"generation\x12 \n" +
 	"\vtraceparent\x182 \x01(\tR\vtraceparent\x12\x1e\n" +
 	"\n" +
 	"tracestate\x183 \x01(\tR\n" +
