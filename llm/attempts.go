@@ -86,14 +86,19 @@ func (r *run) ask(ctx context.Context, m Model) error {
 			final = failures >= p.Attempts
 		}
 		err = a.Err
-		if !final {
+		var open *OpenError // of an outage, also if it took the last attempt
+		if a.Action == ActionRetry || a.Action == ActionWait {
+			open = r.c.Breakers.refuse(r.Model)
+		}
+		switch {
+		case open != nil:
+			final, err = true, open
+		case !final:
 			a.Delay = a.Err.RetryAfter
 			if a.Action == ActionRetry || r.c.Limiter == nil {
 				a.Delay = max(a.Delay, r.c.backoff(n))
 			}
-			if open := r.c.Breakers.refuse(r.Model); open != nil {
-				final, err = true, open
-			} else if r.left(ctx)-a.Delay < p.MinTime {
+			if r.left(ctx)-a.Delay < p.MinTime {
 				final = true
 				err = fmt.Errorf("the deadline leaves no time for another attempt in %s: %w", a.Delay.Round(time.Millisecond), a.Err)
 			}

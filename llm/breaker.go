@@ -25,7 +25,10 @@ type BreakerConfig struct {
 	// FailureRate opens the breaker when at least this part of the attempts of the
 	// last Window failed, and there were MinAttempts. Defaults: 0.5, 60 s, 10.
 	// Attempts that ended Unavailable or Timeout fail; Throttled ones do not count;
-	// any other answer shows that the provider is up.
+	// any other answer shows that the provider is up. MinAttempts that fail in a row open
+	// it too, so that an outage after a busy minute is seen at once: where they are no
+	// more than the attempts of a call (see [Policy]), an outage uses up the attempts of
+	// none.
 	FailureRate float64
 	Window      time.Duration
 	MinAttempts int
@@ -222,6 +225,8 @@ type breaker struct {
 	// generation counts changes of state: results of an earlier one say nothing.
 	generation  int
 	probes, run int // while half open: probes that are out, successes in a row
+	row         int // failures since the last success, none later than the one before by Window
+	failed      time.Time
 	slices      [10]struct{ attempts, failures int }
 	slice       int64 // the number of the current slice of time
 }
@@ -248,6 +253,7 @@ func (m *breaker) become(to BreakerState, cause *Error, until time.Time) {
 	m.generation++
 	if to == BreakerClosed {
 		clear(m.slices[:])
+		m.row = 0
 	}
 	if from != to && m.config.OnChange != nil {
 		m.config.OnChange(BreakerChange{Model: m.id, From: from, To: to, Cause: cause, RetryAt: until})
@@ -274,15 +280,20 @@ func (m *breaker) count(failed bool, now time.Time) bool {
 	s := &m.slices[m.slice%n]
 	s.attempts++
 	if !failed {
+		m.row = 0
 		return false
 	}
+	if now.Sub(m.failed) > m.config.Window {
+		m.row = 0
+	}
+	m.row, m.failed = m.row+1, now
 	s.failures++
 	attempts, failures := 0, 0
 	for _, s := range m.slices {
 		attempts += s.attempts
 		failures += s.failures
 	}
-	return attempts >= m.config.MinAttempts && float64(failures) >= m.config.FailureRate*float64(attempts)
+	return m.row >= m.config.MinAttempts || attempts >= m.config.MinAttempts && float64(failures) >= m.config.FailureRate*float64(attempts)
 }
 
 // permit is an admitted attempt.

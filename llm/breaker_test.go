@@ -23,6 +23,8 @@ func TestBreaker(t *testing.T) {
 		{"half of the attempts", "ssuuO", "open"},
 		{"fewer than half", "sssuuC", ""},
 		{"timeouts", "ttttO", "open"},
+		{"many in a row after more successes", "ssssssssss" + "uuuhuO", "open"},
+		{"not in a row after more successes", "ssssssssss" + "uuusuuuC", ""},
 		{"other answers are successes", "lllluuuC", ""},
 		{"throttled ones do not count", "hhhhhhuuuuO", "open"},
 		{"old failures are forgotten", "uuu9" + "9C" + "uuuC", ""},

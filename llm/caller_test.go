@@ -414,6 +414,23 @@ func TestLimited(t *testing.T) {
 }
 
 // TestPanicLeavesNothingBehind checks that a model that panics keeps no probe.
+// A call whose last attempt opened the breaker ends for the outage, not for itself.
+func TestLastAttemptOpensBreaker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, err := NewBreakers(BreakerConfig{MinAttempts: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := script(small, fails(Unavailable))
+		c := mustCaller(t, CallerConfig{Chain: chain(m), Breakers: b, Policy: Policy{Attempts: 3}})
+		_, err = c.Do(t.Context(), Call{Request: question})
+		if open, ok := errors.AsType[*OpenError](err); !ok || open.RetryAt.IsZero() || ClassOf(err) != Unavailable || len(m.asked) != 3 {
+			t.Errorf("%d attempts, then %v", len(m.asked), err)
+		}
+	})
+}
+
 func TestPanicLeavesNothingBehind(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
