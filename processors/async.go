@@ -3,6 +3,7 @@ package processors
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
@@ -43,7 +44,7 @@ func (o Order) String() string {
 }
 
 // AsyncConfig configures an asynchronous step. All fields are required but
-// MaxWait, Fallback and OpenFallback.
+// MaxWait, Fallback, OpenFallback and FallbackOn.
 type AsyncConfig struct {
 	// Step names the step: its loop topic, dead letters and entries.
 	Step string
@@ -65,18 +66,20 @@ type AsyncConfig struct {
 	Fallback bool
 	// OpenFallback does so with an event that ends since a circuit breaker is open.
 	OpenFallback bool
-	Attempts     AttemptPolicy
+	// FallbackOn does so with an event that ends with a failure of one of the classes.
+	FallbackOn []Class
+	Attempts   AttemptPolicy
 }
 
-// falls reports whether an event that ends for the reason is a fallback.
-func (c *AsyncConfig) falls(r millracev1.Failure_Reason) bool {
-	switch r {
+// falls reports whether an event that ends so is a fallback.
+func (c *AsyncConfig) falls(f *millracev1.Failure) bool {
+	switch f.GetReason() {
 	case millracev1.Failure_REASON_BREAKER_OPEN:
 		return c.OpenFallback
 	case millracev1.Failure_REASON_OVER_BUDGET:
 		return true // the budget says so
 	}
-	return c.Fallback
+	return c.Fallback || slices.Contains(c.FallbackOn, Class(f.GetClass()))
 }
 
 // window is how many asked entries a task has at most. It keeps every slot of an

@@ -427,7 +427,7 @@ func (a *Async) emit(s *settled) (err error) {
 		a.task.Drop(a.cfg.Step, "skipped")
 		a.report(s, Report{Status: StatusSkipped, Class: Class(f.GetClass())})
 		return nil
-	case a.cfg.falls(f.GetReason()):
+	case a.cfg.falls(f):
 		if err := a.typed.fallback(s.e, s.o); err != nil {
 			return err
 		}

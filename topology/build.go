@@ -241,7 +241,7 @@ func (b *Builder) checkNodes() []error {
 		}
 		if n.kind == kindAsync && n.outs > 1 && n.run != nil && n.fallback != used[1] {
 			if n.fallback {
-				errs = append(errs, fmt.Errorf("%s: nothing uses its fallbacks, which OnFailure (or OnOpenBreaker) asks for; end them with To, or leave OnFailure out", what))
+				errs = append(errs, fmt.Errorf("%s: nothing uses its fallbacks, which OnFailure, FallbackOn or OnOpenBreaker asks for; end them with To, or leave that out", what))
 			} else {
 				errs = append(errs, fmt.Errorf("%s: its fallbacks never hold an event; pass OnFailure(FallbackEvent), or remove what uses them", what))
 			}

@@ -62,6 +62,10 @@ type Enrichment[K, In any, Out proto.Message] struct {
 	// OnOpenBreaker says what becomes of an event while the breakers of all models that
 	// it could reach are open. Default: [processors.OpenWait].
 	OnOpenBreaker processors.OpenPolicy
+	// FallbackOn lists the classes of failure that make an event without an answer a
+	// fallback; those of other classes are dead letters. [OnFailure] of [FallbackEvent]
+	// stands for all classes.
+	FallbackOn []llm.Class
 	// Conversation, if not nil, shows the models what was said about the key before.
 	Conversation *Conversation
 	// Breakers and Limiter are to be shared by the steps of an instance. Nil means
@@ -128,7 +132,7 @@ func (e *Enriched[K, In, Out]) Answers() *KStream[K, processors.Answer[In, Out]]
 
 // Fallbacks is the stream of the events that ended without an answer, unchanged but
 // for headers, of which [processors.FallbackHeader] says why. It needs [OnFailure] of
-// [FallbackEvent], OnOpenBreaker of [processors.OpenFallback] or a budget of
+// [FallbackEvent], FallbackOn, OnOpenBreaker of [processors.OpenFallback] or a budget of
 // [processors.BudgetFallback].
 func (e *Enriched[K, In, Out]) Fallbacks() *KStream[K, In] { return e.fallbacks }
 
@@ -167,6 +171,9 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 	}
 	in := asyncInput(s, name, o.Order != processors.OrderNone || exactKeys(e.Budgets))
 	o.OpenFallback = e.OnOpenBreaker == processors.OpenFallback
+	for _, class := range e.FallbackOn {
+		o.FallbackOn = append(o.FallbackOn, processors.Class(class))
+	}
 	step := &processors.EnrichStep[K, In, Out]{
 		AsyncConfig: o.AsyncConfig, Prompt: e.Prompt, Check: e.Check, MaxTokens: e.MaxTokens, Temperature: e.Temperature,
 		MaxReasks: e.MaxReasks, OnOpen: e.OnOpenBreaker, Capture: e.Capture, SampleRate: e.SampleRate, TraceContent: e.TraceContent, Generation: e.Generation,
@@ -185,7 +192,7 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 	}
 	n := &node{
 		kind: kindAsync, op: "enrich", name: name, detail: "order " + o.Order.String(),
-		outs: 2, labels: []string{"answers", "fallbacks"}, timers: true, fallback: o.Fallback || o.OpenFallback,
+		outs: 2, labels: []string{"answers", "fallbacks"}, timers: true, fallback: o.Fallback || o.OpenFallback || len(o.FallbackOn) > 0,
 	}
 	n.caller = step.Caller
 	if e.Capture != processors.CaptureOff {

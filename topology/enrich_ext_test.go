@@ -90,7 +90,7 @@ func newDesk(t *testing.T, e enrich, opts ...topology.LookupOption) *desk {
 	res := topology.Enrich(s, "triage", e, opts...)
 	res.Enriched().To("triaged")
 	topology.MapValues(s, func(v ticket) ticket { return v }).WithValueSerde(serde.Proto[ticket]()).To("copy")
-	if e.OnOpenBreaker == processors.OpenFallback || len(opts) > 0 {
+	if e.OnOpenBreaker == processors.OpenFallback || len(e.FallbackOn) > 0 || len(opts) > 0 {
 		res.Fallbacks().To("untriaged")
 	}
 	d := &desk{Driver: topologytest.New(t, b), t: t}
@@ -295,6 +295,20 @@ func TestEnrichFailures(t *testing.T) {
 				t.Errorf("%d attempts, want %d", len(m.asked), tc.attempts)
 			}
 		})
+	}
+}
+
+// Classes of failure that FallbackOn lists make fallbacks, all others dead letters.
+func TestEnrichFallbackOn(t *testing.T) {
+	t.Parallel()
+	for class, topic := range map[llm.Class]string{llm.Refused: "untriaged", llm.TooLarge: "app.triage.dlq"} {
+		d := newDesk(t, enrich{Model: failing("m", class), FallbackOn: []llm.Class{llm.Refused, llm.Violation}})
+		d.pipe("a", "help")
+		d.run()
+		one(t, d.RawOutput(topic))
+		if n := len(d.RawOutput("untriaged")) + len(d.RawOutput("app.triage.dlq")); n != 0 {
+			t.Errorf("%s: %d records too many", class, n)
+		}
 	}
 }
 
