@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/signal"
 	"time"
@@ -72,22 +71,6 @@ func openAIModel(url, provider, name string) (llm.Model, error) {
 	return openai.New(name, cfg)
 }
 
-// owned is a model whose calls say which incarnation of the worker makes them, by
-// the name that the demo knows when it kills it.
-type owned struct {
-	llm.Model
-	owner string
-}
-
-func (m owned) Generate(ctx context.Context, req *llm.Request) (*llm.Response, error) {
-	labels := llm.HeaderFrom(ctx).Clone()
-	if labels == nil {
-		labels = http.Header{}
-	}
-	labels.Set(modelserver.HeaderOwner, m.owner)
-	return m.Model.Generate(llm.WithHeader(ctx, labels), req)
-}
-
 // runWorker runs the application until ctx ends. It calls ready once the
 // application has joined its groups and restored its tasks.
 func runWorker(ctx context.Context, cfg workerConfig, ready func()) (err error) {
@@ -102,7 +85,7 @@ func runWorker(ctx context.Context, cfg workerConfig, ready func()) (err error) 
 		return err
 	}
 	app, err := millrace.New(
-		reviews.Build(cfg.App, owned{model, cfg.Owner}, cfg.lookup()...),
+		reviews.Build(cfg.App, modelserver.Owned(model, cfg.Owner), cfg.lookup()...),
 		millrace.Brokers(cfg.Brokers...),
 		millrace.StateDir(cfg.StateDir),
 		millrace.Logger(logger),

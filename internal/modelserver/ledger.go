@@ -219,6 +219,20 @@ func (l *Ledger) Durable(entry string, round int) {
 	}
 }
 
+// InFlight counts the rounds of entries that the owner asked for and of which no
+// outcome is known to be durable: what its death now may interrupt.
+func (l *Ledger) InFlight(owner string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, h := range l.asks {
+		if h.durable.IsZero() && len(h.calls) > 0 && h.calls[len(h.calls)-1].id.Owner == owner {
+			n++
+		}
+	}
+	return n
+}
+
 // Stats returns the figures so far.
 func (l *Ledger) Stats() Stats {
 	l.mu.Lock()
