@@ -70,6 +70,11 @@ kafka: ## run an Apache Kafka on a free port until Ctrl-C (Java)
 chaos: ## kill workers and brokers for long, then check every record (Java)
 	$(GO) run ./internal/cmd/chaos
 
+.PHONY: chaos-enrich
+chaos-enrich: ## 50,000 model calls at 30 % faults while workers are killed, then check everything (Java)
+	$(GO) run ./internal/cmd/chaos enrich
+	$(GO) run ./internal/cmd/chaos enrich -strict -events 10000 -kills 15
+
 .PHONY: bench
 bench: ## Millrace and a bare franz-go loop (Java)
 	cd bench && $(GO) run ./cmd/bench -readme README.md -section bench

@@ -1,7 +1,6 @@
 package chaos
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -12,8 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -21,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/millrace/millrace/internal/chaos/workers"
 	"github.com/millrace/millrace/internal/checker"
 )
 
@@ -61,11 +59,11 @@ func Run(ctx context.Context, cfg Config) (*checker.Report, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for n := range cfg.Workers {
-		w := &process{n: n, dir: filepath.Join(cfg.Dir, fmt.Sprintf("worker-%d", n)), command: cfg.Command}
-		if err := w.start(); err != nil {
+		w := &workers.Process{N: n, Dir: filepath.Join(cfg.Dir, fmt.Sprintf("worker-%d", n)), Command: cfg.Command}
+		if err := w.Start(); err != nil {
 			return nil, err
 		}
-		defer w.kill()
+		defer w.Kill()
 		r.workers = append(r.workers, w)
 	}
 	cl, err := kgo.NewClient(r.clientOpts()...)
@@ -91,7 +89,7 @@ func Run(ctx context.Context, cfg Config) (*checker.Report, error) {
 type runner struct {
 	Config
 	rng     *rand.Rand
-	workers []*process
+	workers []*workers.Process
 	hurry   atomic.Bool // feed without pauses
 }
 
@@ -184,22 +182,22 @@ func (r *runner) faults(ctx context.Context) error {
 
 func (r *runner) killOne(context.Context) error {
 	w := r.workers[r.rng.IntN(len(r.workers))]
-	fmt.Fprintf(r.Log, "chaos: kill worker %d\n", w.n)
-	w.kill()
-	return w.start()
+	fmt.Fprintf(r.Log, "chaos: kill worker %d\n", w.N)
+	w.Kill()
+	return w.Start()
 }
 
 func (r *runner) freezeOne(ctx context.Context) error {
 	w := r.workers[r.rng.IntN(len(r.workers))]
-	fmt.Fprintf(r.Log, "chaos: freeze worker %d for %v\n", w.n, r.FreezeFor)
-	if err := w.signal(syscall.SIGSTOP); err != nil {
+	fmt.Fprintf(r.Log, "chaos: freeze worker %d for %v\n", w.N, r.FreezeFor)
+	if err := w.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
 	select {
 	case <-time.After(r.FreezeFor):
 	case <-ctx.Done():
 	}
-	return w.signal(syscall.SIGCONT)
+	return w.Signal(syscall.SIGCONT)
 }
 
 // checkSoFar checks that what can be read now is a prefix of what must be written.
@@ -270,7 +268,7 @@ func (r *runner) finish(ctx context.Context) (*checker.Report, error) {
 			return p, r.dump(logs) // no waiting mends this
 		}
 		for _, w := range r.workers {
-			if err := w.failed(); err != nil {
+			if err := w.Failed(); err != nil {
 				return nil, err
 			}
 		}
@@ -282,7 +280,7 @@ func (r *runner) finish(ctx context.Context) (*checker.Report, error) {
 	}
 	var errs []error
 	for _, w := range r.workers {
-		errs = append(errs, w.stop())
+		errs = append(errs, w.Stop())
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -296,98 +294,4 @@ func (r *runner) finish(ctx context.Context) (*checker.Report, error) {
 		return report, r.dump(logs)
 	}
 	return report, nil
-}
-
-// A process is a worker process with its state directory.
-type process struct {
-	n       int
-	dir     string
-	command func(n int, stateDir string) *exec.Cmd
-	cmd     *exec.Cmd
-	done    chan struct{} // closed when the process has ended
-	err     error
-
-	mu   sync.Mutex
-	tail []string // its last lines of output
-}
-
-func (p *process) start() error {
-	p.cmd = p.command(p.n, p.dir)
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	p.cmd.Stderr = p.cmd.Stdout
-	if err := p.cmd.Start(); err != nil {
-		return err
-	}
-	logFile, err := os.OpenFile(p.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	done := make(chan struct{})
-	p.done = done
-	go func() { // ends with the process
-		defer close(done)
-		defer logFile.Close()
-		lines := bufio.NewScanner(out)
-		for lines.Scan() {
-			fmt.Fprintln(logFile, lines.Text())
-			p.mu.Lock()
-			p.tail = append(p.tail, lines.Text())
-			p.tail = p.tail[max(0, len(p.tail)-20):]
-			p.mu.Unlock()
-		}
-		p.err = p.cmd.Wait()
-	}()
-	return nil
-}
-
-func (p *process) signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
-
-// kill ends the process with SIGKILL and waits for its end.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill() // it may have ended
-	<-p.done
-}
-
-// failed reports that the process has ended by itself.
-func (p *process) failed() error {
-	select {
-	case <-p.done:
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return fmt.Errorf("worker %d has ended (%w); its last lines:\n%s", p.n, p.err, strings.Join(p.tail, "\n"))
-	default:
-		return nil
-	}
-}
-
-// stopPatience bounds an orderly stop.
-const stopPatience = 20 * time.Second
-
-// stop ends the process with SIGTERM; it must drain and exit with 0.
-func (p *process) stop() error {
-	if err := p.failed(); err != nil {
-		return err
-	}
-	if err := p.signal(syscall.SIGTERM); err != nil {
-		return err
-	}
-	select {
-	case <-p.done:
-	case <-time.After(stopPatience):
-		// A Go program ends on SIGQUIT with the stacks of its goroutines.
-		if err := p.signal(syscall.SIGQUIT); err != nil {
-			return err
-		}
-		<-p.done
-		return fmt.Errorf("worker %d has not drained within %v of SIGTERM; its goroutines are in %s.log", p.n, stopPatience, p.dir)
-	}
-	if p.err != nil {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return fmt.Errorf("worker %d: %w; its last lines:\n%s", p.n, p.err, strings.Join(p.tail, "\n"))
-	}
-	return nil
 }

@@ -27,7 +27,8 @@ type Record struct {
 	Offset    int64
 	Key       string
 	Value     []byte
-	Null      bool
+	Null      bool // it has no value
+	NoKey     bool
 	Timestamp int64
 	Headers   map[string]string
 }
@@ -104,7 +105,7 @@ func Read(ctx context.Context, opts []kgo.Opt, topics ...string) (map[string]Log
 }
 
 func toRecord(r *kgo.Record) Record {
-	rec := Record{Offset: r.Offset, Key: string(r.Key), Value: r.Value, Null: r.Value == nil, Timestamp: r.Timestamp.UnixMilli(), Headers: map[string]string{}}
+	rec := Record{Offset: r.Offset, Key: string(r.Key), Value: r.Value, Null: r.Value == nil, NoKey: r.Key == nil, Timestamp: r.Timestamp.UnixMilli(), Headers: map[string]string{}}
 	for _, h := range r.Headers {
 		rec.Headers[h.Key] = string(h.Value)
 	}

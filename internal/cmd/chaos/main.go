@@ -2,7 +2,9 @@
 // written meanwhile. `make chaos` runs it.
 //
 //	chaos [-kills N] [-freezes N] [-restarts N] [-seed S] ...
-//	chaos worker -brokers ADDR -state DIR      (started by the above)
+//	chaos enrich [-events N] [-kills N] [-strict] [-seed S] ...   the same with model calls
+//	chaos worker -brokers ADDR -state DIR      (started by the first)
+//	chaos enrich-worker                        (started by the second)
 package main
 
 import (
@@ -29,9 +31,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	run := chaosMain
-	if len(os.Args) > 1 && os.Args[1] == "worker" {
-		run = worker
-		os.Args = append(os.Args[:1], os.Args[2:]...)
+	if len(os.Args) > 1 {
+		if sub := map[string]func(context.Context) error{"worker": worker, "enrich": enrichMain, "enrich-worker": enrichWorker}[os.Args[1]]; sub != nil {
+			run = sub
+			os.Args = append(os.Args[:1], os.Args[2:]...)
+		}
 	}
 	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
