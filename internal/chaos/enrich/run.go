@@ -33,8 +33,8 @@ type Config struct {
 	Kills     int     // SIGKILLs of random workers
 	// Pause is the mean time between two kills; default 2 s.
 	Pause time.Duration
-	// Patience is how long the workers get for what is left after the last kill and the
-	// last event; default 5 min.
+	// Patience is how long the workers get to start, and for what is left after the last
+	// kill and the last event; default 5 min.
 	Patience time.Duration
 	Strict   bool // PARTITION strict order, and no conversations
 	Seed     uint64
@@ -141,6 +141,7 @@ type runner struct {
 	client  *kgo.Client
 	workers []*workers.Process
 	owners  []string // the present incarnation of each
+	ready   [processes]atomic.Bool
 	ended   atomic.Int64
 	hurry   atomic.Bool // feed without pauses
 	sum     *Summary
@@ -215,11 +216,11 @@ func (r *runner) serve(ctx context.Context) (stop func(), err error) {
 // startWorkers starts the workers and waits until all tasks run: what moves between
 // them later has been killed.
 func (r *runner) startWorkers(ctx context.Context) error {
-	ready := make(chan struct{}, 1000)
 	r.owners = make([]string, processes)
 	incarnations := make([]int, processes)
 	command := func(n int, dir string) *exec.Cmd {
 		incarnations[n]++
+		r.ready[n].Store(false)
 		r.owners[n] = fmt.Sprintf("worker-%d.%d", n, incarnations[n])
 		cfg, err := json.Marshal(WorkerConfig{Brokers: r.Brokers, StateDir: dir, ModelURL: r.url, Owner: r.owners[n], Strict: r.Strict})
 		if err != nil {
@@ -229,30 +230,48 @@ func (r *runner) startWorkers(ctx context.Context) error {
 		cmd.Env = append(cmd.Environ(), Env+"="+string(cfg))
 		return cmd
 	}
-	onLine := func(line string) {
-		if line == readyLine {
-			ready <- struct{}{}
-		}
-	}
 	for n := range processes {
-		w := &workers.Process{N: n, Dir: filepath.Join(r.Dir, fmt.Sprintf("worker-%d", n)), Command: command, OnLine: onLine}
+		w := &workers.Process{N: n, Dir: filepath.Join(r.Dir, fmt.Sprintf("worker-%d", n)), Command: command}
+		w.OnLine = func(line string) {
+			if line == readyLine {
+				r.ready[n].Store(true)
+			}
+		}
 		if err := w.Start(); err != nil {
 			return err
 		}
 		r.workers = append(r.workers, w)
 	}
+	return r.await(ctx, "all tasks to run", r.allReady)
+}
+
+// allReady reports whether the tasks of all workers run.
+func (r *runner) allReady() bool {
+	for n := range r.ready {
+		if !r.ready[n].Load() {
+			return false
+		}
+	}
+	return true
+}
+
+var errPatience = errors.New("waited in vain")
+
+// await waits for a condition, as long as no worker ends by itself.
+func (r *runner) await(ctx context.Context, what string, ok func() bool) error {
+	deadline := time.After(r.Patience)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for n := 0; n < processes; {
-		select {
-		case <-ready:
-			n++
-		case <-tick.C:
-			for _, w := range r.workers {
-				if err := w.Failed(); err != nil {
-					return err
-				}
+	for !ok() {
+		for _, w := range r.workers {
+			if err := w.Failed(); err != nil {
+				return err
 			}
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return fmt.Errorf("%w: %s for %s", errPatience, r.Patience, what)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -347,18 +366,12 @@ func (r *runner) kills(ctx context.Context) error {
 // finish waits until as many outcomes as events are there, stops the workers and
 // checks.
 func (r *runner) finish(ctx context.Context) error {
-	deadline := time.Now().Add(r.Patience)
-	for r.ended.Load() < int64(r.Events) && time.Now().Before(deadline) {
-		for _, w := range r.workers {
-			if err := w.Failed(); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-time.After(200 * time.Millisecond):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	err := r.await(ctx, "every event to end", func() bool { return r.ended.Load() >= int64(r.Events) })
+	if err != nil && !errors.Is(err, errPatience) { // the check says what is missing
+		return err
+	}
+	if err := r.await(ctx, "all tasks to run", r.allReady); err != nil { // a worker killed last may have nothing left to do
+		return err
 	}
 	var errs []error
 	for _, w := range r.workers {
