@@ -113,7 +113,7 @@ func (c *enrichCall[K, In, Out]) traced(o *millracev1.Outcome) {
 		}
 	case f.Reason == millracev1.Failure_REASON_SKIP:
 		end.Status, end.Class = StatusSkipped, f.Class
-	case c.falls(f.Reason):
+	case c.falls(f):
 		end.Status, end.Class = StatusFallback, f.Class
 	default:
 		end.Status, end.Class = StatusDeadLetter, f.Class
