@@ -22,7 +22,7 @@ type Model interface {
 	Generate(ctx context.Context, req *Request) (*Response, error)
 }
 
-// A Model that is Interruptible returns from Generate soon after its context ends,
+// An Interruptible is a Model that returns from Generate soon after its context ends,
 // whatever the provider does. Of others, a caller that must go on then has to leave a
 // goroutine behind.
 type Interruptible interface {

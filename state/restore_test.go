@@ -10,7 +10,7 @@ func TestRestoreCutShort(t *testing.T) {
 	db, id := NewMemory(), TaskID{"count", 0}
 	r := NewRestorer(db, id, []Spec{{Name: "counts"}}, &Checkpoint{Time: 5})
 	r.limit = 200
-	for offset := int64(0); offset < 10; offset++ {
+	for offset := range int64(10) {
 		if err := r.Add("counts", offset, []byte("key"), make([]byte, 50), 1000); err != nil {
 			t.Fatal(err)
 		}

@@ -103,7 +103,7 @@ func recorder() (*tracetest.InMemoryExporter, trace.TracerProvider) {
 func attributes(s *tracetest.SpanStub) map[string]string {
 	m := map[string]string{}
 	for _, a := range s.Attributes {
-		m[string(a.Key)] = a.Value.Emit()
+		m[string(a.Key)] = a.Value.String()
 	}
 	return m
 }

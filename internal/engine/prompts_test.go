@@ -204,7 +204,7 @@ func TestPromptTableOnTheEngine(t *testing.T) {
 		a.stop()
 		for i, rec := range out {
 			m := &supportv1.Triage{}
-			if err := proto.Unmarshal([]byte(rec.Value), m); err != nil || m.GetSummary() != "<data>gold</data>" {
+			if err := proto.Unmarshal(rec.Value, m); err != nil || m.GetSummary() != "<data>gold</data>" {
 				t.Errorf("record %d was asked for with %q, %v", i, m.GetSummary(), err)
 			}
 		}

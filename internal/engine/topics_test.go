@@ -92,7 +92,7 @@ func TestTopicChanges(t *testing.T) {
 type slowConn struct{ net.Conn }
 
 func (c slowConn) Write(p []byte) (int, error) {
-	time.Sleep(5 * time.Millisecond)
+	<-time.After(5 * time.Millisecond) // it is what the test is about
 	return c.Conn.Write(p)
 }
 

@@ -239,12 +239,12 @@ func TestContracts(t *testing.T) {
 	t.Parallel()
 	added := triageWith(t, func(m *descriptorpb.DescriptorProto) {
 		m.Field = append(m.Field, &descriptorpb.FieldDescriptorProto{
-			Name: proto.String("extra"), Number: proto.Int32(99), JsonName: proto.String("extra"),
+			Name: new("extra"), Number: new(int32(99)), JsonName: new("extra"),
 			Type: descriptorpb.FieldDescriptorProto_TYPE_STRING.Enum(), Label: descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL.Enum(),
 		})
 	})
 	renamed := triageWith(t, func(m *descriptorpb.DescriptorProto) {
-		m.Field[0].Name, m.Field[0].JsonName = proto.String("other"), proto.String("other")
+		m.Field[0].Name, m.Field[0].JsonName = new("other"), new("other")
 	})
 	u := use(version("{{.Event.Text}}"))
 	top := newTopic(t)

@@ -67,9 +67,8 @@ func (s *shaper) of(t reflect.Type) string {
 	case reflect.Slice, reflect.Array, reflect.Chan:
 		shape.Elem = s.of(t.Elem())
 	}
-	methods := reflect.PointerTo(t)
-	for i := range methods.NumMethod() {
-		if m := methods.Method(i); m.Type.NumOut() > 0 {
+	for m := range reflect.PointerTo(t).Methods() {
+		if m.Type.NumOut() > 0 {
 			shape.Fields[m.Name] = s.of(m.Type.Out(0))
 		}
 	}

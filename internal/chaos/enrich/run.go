@@ -156,7 +156,7 @@ func (r *runner) run(ctx context.Context) error {
 	if _, _, err := r.client.ProducerID(ctx); err != nil { // it does not try again by itself
 		return err
 	}
-	if _, err := kadm.NewClient(r.client).CreateTopics(ctx, partitions, 1, map[string]*string{"retention.ms": ptr("-1")}, inputTopic, enrichedTopic, fallbackTopic); err != nil {
+	if _, err := kadm.NewClient(r.client).CreateTopics(ctx, partitions, 1, map[string]*string{"retention.ms": new("-1")}, inputTopic, enrichedTopic, fallbackTopic); err != nil {
 		return err
 	}
 	stop, err := r.serve(ctx)
@@ -178,7 +178,7 @@ func (r *runner) run(ctx context.Context) error {
 	watching := make(chan error, 1)
 	watchCtx, done := context.WithCancel(ctx)
 	go func() { watching <- r.watch(watchCtx) }() // ends with watchCtx
-	defer func() { done(); <-watching }()
+	defer func() { done(); _ = <-watching }() // it ends for no other reason
 	fed := make(chan error, 1)
 	go func() { fed <- r.feed(ctx) }() // ends with the last event, or with ctx
 	if err := r.kills(ctx); err != nil {
@@ -190,8 +190,6 @@ func (r *runner) run(ctx context.Context) error {
 	}
 	return r.finish(ctx)
 }
-
-func ptr[T any](v T) *T { return &v }
 
 // serve starts the model.
 func (r *runner) serve(ctx context.Context) (stop func(), err error) {
@@ -282,7 +280,7 @@ func (r *runner) await(ctx context.Context, what string, ok func() bool) error {
 // clockOutputs has the broker stamp enriched records and fallbacks with its clock, so
 // that their order over several topics can be told; dead letters say when they failed.
 func (r *runner) clockOutputs(ctx context.Context) error {
-	changes := []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "message.timestamp.type", Value: ptr("LogAppendTime")}}
+	changes := []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "message.timestamp.type", Value: new("LogAppendTime")}}
 	res, err := kadm.NewClient(r.client).AlterTopicConfigs(ctx, changes, enrichedTopic, fallbackTopic)
 	if err != nil {
 		return err
@@ -350,7 +348,11 @@ func (r *runner) kills(ctx context.Context) error {
 			return err
 		}
 		w.Kill()
-		time.Sleep(lastWords)
+		select {
+		case <-time.After(lastWords):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		flying := r.ledger.InFlight(r.owners[n])
 		r.ledger.OwnerDied(r.owners[n])
 		r.sum.Kills++
