@@ -178,7 +178,10 @@ func (r *runner) run(ctx context.Context) error {
 	watching := make(chan error, 1)
 	watchCtx, done := context.WithCancel(ctx)
 	go func() { watching <- r.watch(watchCtx) }() // ends with watchCtx
-	defer func() { done(); _ = <-watching }() // it ends for no other reason
+	defer func() {
+		done()
+		_ = <-watching // it ends for no other reason
+	}()
 	fed := make(chan error, 1)
 	go func() { fed <- r.feed(ctx) }() // ends with the last event, or with ctx
 	if err := r.kills(ctx); err != nil {
