@@ -131,6 +131,22 @@ func (b *Breakers) refuse(id ID) *OpenError {
 	return nil
 }
 
+// admit returns nil for a closed breaker, else why calls are refused once so many
+// probes are out: none, while it is open.
+func (b *Breakers) admit(id ID) (probes int, refusal *OpenError) {
+	m := b.of(id)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	open, retryAt, probe := m.look(time.Now())
+	switch {
+	case !open && !probe:
+		return 0, nil
+	case !open:
+		probes = m.config.Probes
+	}
+	return probes, &OpenError{Model: id, RetryAt: retryAt, Cause: m.cause}
+}
+
 // State returns the state of a model's breaker, and the failure that opened it.
 func (b *Breakers) State(id ID) (BreakerState, *Error) {
 	m := b.of(id)

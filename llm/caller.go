@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -187,20 +188,28 @@ func (c *Caller) Takes(class Class) bool {
 	return slices.ContainsFunc(c.Chain[1:], func(l Link) bool { return slices.Contains(l.For, class) })
 }
 
-// Admit says whether a call would be refused now because the breakers of all models
-// that it could reach are open, and when the first of them lets calls pass: zero if
-// that depends on [Breakers.Reset] or on calls that are out. Ask before a call is
-// granted a slot, so that an outage stops admission instead of filling slots.
-func (c *Caller) Admit() (open bool, retryAt time.Time) {
-	for i := 0; i >= 0; {
-		e := c.Breakers.refuse(c.Chain[i].Model.ID())
+// Admit says how many calls that begin at link from of the chain may be out at once,
+// as the breakers stand now: any number, math.MaxInt, while the breaker of a model is
+// closed that they could reach; else as many as are to probe those models that are
+// half open or due to be; 0 if all are open. Then retryAt is when the first of them
+// lets calls pass: zero if that depends on [Breakers.Reset] or on calls that are out.
+// Ask before a call is granted a slot, so that an outage stops admission instead of
+// filling slots.
+func (c *Caller) Admit(from int) (calls int, retryAt time.Time) {
+	for i := from; i >= 0; {
+		probes, e := c.Breakers.admit(c.Chain[i].Model.ID())
 		if e == nil {
-			return false, time.Time{}
+			return math.MaxInt, time.Time{}
 		}
-		retryAt = earlier(retryAt, e.RetryAt)
+		if calls += probes; probes == 0 {
+			retryAt = earlier(retryAt, e.RetryAt)
+		}
 		i = c.next(i, e)
 	}
-	return true, retryAt
+	if calls > 0 {
+		retryAt = time.Time{}
+	}
+	return calls, retryAt
 }
 
 // next returns the link that a call goes to when link i failed, or -1.

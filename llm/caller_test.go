@@ -3,6 +3,7 @@ package llm
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -292,7 +293,7 @@ func TestCallBeyondBreaker(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := mustCaller(t, CallerConfig{Chain: chain(down, poor), Breakers: b})
-		if open, _ := c.Admit(); open {
+		if n, _ := c.Admit(0); n != math.MaxInt {
 			t.Fatal("open before any call")
 		}
 		// The second attempt opens small, the first opens big: not a third is made.
@@ -301,8 +302,11 @@ func TestCallBeyondBreaker(t *testing.T) {
 			t.Fatalf("got %v after %d and %d attempts", err, len(down.asked), len(poor.asked))
 		}
 		retryAt := start.Add(30*sec + 250*time.Millisecond)
-		if open, at := c.Admit(); !open || !at.Equal(retryAt) {
-			t.Errorf("admission %v until %v, want closed until %v", !open, at, retryAt)
+		if n, at := c.Admit(0); n != 0 || !at.Equal(retryAt) {
+			t.Errorf("admits %d until %v, want none until %v", n, at, retryAt)
+		}
+		if n, at := c.Admit(1); n != 0 || !at.IsZero() {
+			t.Errorf("from the second model it admits %d until %v, want none until it is reset", n, at)
 		}
 		res, err := c.Do(t.Context(), Call{Request: question})
 		open, ok := errors.AsType[*OpenError](err)
@@ -312,8 +316,12 @@ func TestCallBeyondBreaker(t *testing.T) {
 		if !strings.Contains(err.Error(), "until it is reset") {
 			t.Errorf("the error does not say what to do: %v", err)
 		}
+		time.Sleep(time.Until(retryAt))
+		if n, at := c.Admit(0); n != 2 || !at.IsZero() {
+			t.Errorf("when probes are due it admits %d until %v, want 2", n, at)
+		}
 		b.Reset(big)
-		if open, _ := c.Admit(); open {
+		if n, _ := c.Admit(0); n != math.MaxInt {
 			t.Error("the reset breaker refuses calls")
 		}
 	})

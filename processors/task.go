@@ -74,13 +74,23 @@ type Call struct {
 	MaxWait time.Duration
 	// HandoverWait bounds how long the call may go on when its task is handed over.
 	HandoverWait time.Duration
+	// Gate, if not nil, says how many calls of the step may run for one more to be
+	// granted a slot: 0 while it cannot be made, and then when to ask again, zero if
+	// that is not known. It must return quickly; a call that waits for it is passed by
+	// others.
+	Gate func() (calls int, retryAt time.Time)
+	// Flight, if not empty, says which calls of the step are equal: while one runs on
+	// an instance the others wait for it.
+	Flight string
 	// Run makes the call and returns the outcome as a loop record (key, value). It
 	// returns soon after ctx ends. It owns its retries, attempt timeout and
 	// deadline; the deadline starts with Run, when the slot has been granted. A
-	// record with a nil Value says that ctx ended before there was an outcome.
+	// record with a nil Value says that ctx ended before there was an outcome or, if
+	// it did not end, that the call cannot be made now: it gives its slot back and
+	// waits, for MaxWait at most, until Gate lets it run again.
 	Run func(ctx context.Context) Raw
 	// Waited returns the outcome for a call that was not granted a slot within
-	// MaxWait.
+	// MaxWait, or could not be made.
 	Waited func() Raw
 	// Released returns the loop record that says that this owner gave the call up
 	// without an outcome.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/millrace/millrace/processors"
 )
@@ -26,10 +27,37 @@ type Call struct {
 func (d *Driver) Calls() []*Call { return slices.Clone(d.calls) }
 
 // Run makes the call: it runs the step's function, with its attempts and their
-// pauses, in the test's goroutine.
+// pauses, in the test's goroutine. While it cannot be made, since breakers are open,
+// Run waits, for MaxWait at most.
 func (c *Call) Run() {
 	c.task.d.t.Helper()
-	c.end(c.call.Run(c.task.ctx))
+	rec := c.call.Run(c.task.ctx)
+	for began := time.Now(); rec.Value == nil && c.task.ctx.Err() == nil; rec = c.call.Run(c.task.ctx) {
+		if !c.admitted(began) {
+			rec = c.call.Waited()
+			break
+		}
+	}
+	c.end(rec)
+}
+
+// gatePause is the pause between two looks at the gate of a call.
+const gatePause = 100 * time.Millisecond
+
+// admitted waits for the gate of the call, and reports whether it opened in time.
+func (c *Call) admitted(began time.Time) bool {
+	for {
+		time.Sleep(gatePause)
+		if c.call.MaxWait > 0 && time.Since(began) >= c.call.MaxWait {
+			return false
+		}
+		if c.call.Gate == nil {
+			return true
+		}
+		if calls, _ := c.call.Gate(); calls > 0 {
+			return true
+		}
+	}
 }
 
 // Answer ends the call as if the step's function had returned value, which must

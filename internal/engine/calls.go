@@ -40,8 +40,9 @@ type CallObserver interface {
 	CallInterrupted(step string)
 }
 
-// CallStats counts the calls of a step on this instance.
-type CallStats struct{ Running, Waiting, Slots int }
+// CallStats counts the calls of a step on this instance: those that run, those that
+// wait for a slot, of these those that wait for their gate to open, and the slots.
+type CallStats struct{ Running, Waiting, Held, Slots int }
 
 // Calls runs the calls of an instance's asynchronous steps. It is the instance's
 // memory of what was asked: it outlives aborts, clients, workers and the tasks'
@@ -49,9 +50,9 @@ type CallStats struct{ Running, Waiting, Slots int }
 // nothing: what became of every call is in the loop then, for whoever has the task
 // next. All methods are safe for concurrent use.
 //
-// A call waits for a slot of its step, first come, first served; it runs in a
-// goroutine of its own, and its outcome is appended to the loop topic. It keeps
-// its slot until that is acknowledged.
+// A call waits for a slot of its step, first come, first served (admission.go says
+// what else it may wait for); it runs in a goroutine of its own, and its outcome is
+// appended to the loop topic. It keeps its slot until that is acknowledged.
 type Calls struct {
 	cfg    CallsConfig
 	life   context.Context // ends when a drain has given up
@@ -62,13 +63,6 @@ type Calls struct {
 	tasks  map[state.TaskID]*taskCalls
 	steps  map[string]*slots
 	closed bool
-}
-
-// slots are the calls of one step: those that hold a slot and those that wait.
-type slots struct {
-	running int
-	limit   int
-	queue   list.List // of *call
 }
 
 // taskCalls are the calls of one task, those that have ended included as long as
@@ -92,7 +86,11 @@ type call struct {
 	topic string
 	state callState
 	slot  bool          // holds one
-	place *list.Element // in the queue
+	queue *list.List    // where it waits
+	place *list.Element // in that
+	leads *flight       // while it runs, if equal calls wait for it
+	after time.Time     // it gave its slot back, and gets none before
+	until time.Time     // MaxWait, of one that gave its slot back
 	timer *time.Timer   // of MaxWait
 	began time.Time     // when it was granted its slot
 
@@ -164,7 +162,7 @@ func (c *Calls) Start(id state.TaskID, loop string, what processors.Call) {
 	t.active++
 	s := c.steps[what.Step]
 	if s == nil {
-		s = &slots{}
+		s = &slots{flights: map[string]*flight{}}
 		c.steps[what.Step] = s
 	}
 	s.limit = max(what.Slots, 1)
@@ -172,46 +170,30 @@ func (c *Calls) Start(id state.TaskID, loop string, what processors.Call) {
 		c.giveUp(n)
 		return
 	}
-	n.place = s.queue.PushBack(n)
+	n.wait(&s.queue)
 	if what.MaxWait > 0 {
 		n.timer = time.AfterFunc(what.MaxWait, func() { c.waited(n) })
 	}
 	c.grant(s)
 }
 
-// grant lets waiting calls run while there are slots.
-func (c *Calls) grant(s *slots) {
-	for s.running < s.limit && s.queue.Len() > 0 {
-		n := s.queue.Front().Value.(*call)
-		c.leaveQueue(n)
-		s.running++
-		n.slot, n.state, n.began = true, callRunning, time.Now()
-		ctx, stop := context.WithCancel(n.life)
-		n.stop = stop
-		c.wg.Go(func() { c.run(ctx, n) })
-	}
-}
-
-func (c *Calls) leaveQueue(n *call) {
-	if n.place != nil {
-		c.steps[n.Step].queue.Remove(n.place)
-		n.place = nil
-	}
-	if n.timer != nil {
-		n.timer.Stop()
-	}
-}
-
 // run makes a call and appends its outcome.
 func (c *Calls) run(ctx context.Context, n *call) {
 	raw := n.Run(ctx)
 	c.mu.Lock()
+	ended := ctx.Err() != nil
 	n.stop()
+	c.land(n, raw)
 	if n.life.Err() != nil { // retired, or the instance has given up
 		if c.life.Err() != nil && raw.Value == nil {
 			c.interrupted(n.Step)
 		}
 		c.end(n)
+		c.mu.Unlock()
+		return
+	}
+	if raw.Value == nil && !ended {
+		c.postpone(n)
 		c.mu.Unlock()
 		return
 	}
@@ -232,7 +214,7 @@ func (c *Calls) waited(n *call) {
 	if n.state != callWaiting {
 		return
 	}
-	c.leaveQueue(n)
+	n.leaveQueue()
 	n.state = callAppending
 	raw := n.Waited()
 	c.wg.Go(func() { c.deliver(n, raw) })
@@ -240,7 +222,7 @@ func (c *Calls) waited(n *call) {
 
 // giveUp ends a call that has not run: another owner is to make it.
 func (c *Calls) giveUp(n *call) {
-	c.leaveQueue(n)
+	n.leaveQueue()
 	n.state, n.released = callAppending, true
 	raw := n.Released()
 	c.wg.Go(func() { c.deliver(n, raw) })
@@ -351,7 +333,7 @@ func (c *Calls) drop(n *call) {
 	delete(n.task.calls, callKey{n.Step, n.Entry})
 	switch n.state {
 	case callWaiting:
-		c.leaveQueue(n)
+		n.leaveQueue()
 		c.end(n)
 	case callRunning, callAppending:
 		n.forget() // its goroutine ends it
@@ -469,6 +451,9 @@ func (c *Calls) Drain(ctx context.Context) {
 	for id := range c.tasks {
 		ids = append(ids, id)
 	}
+	for _, s := range c.steps {
+		s.unwatch()
+	}
 	c.mu.Unlock()
 	for _, id := range ids {
 		select {
@@ -486,7 +471,7 @@ func (c *Calls) Stats() map[string]CallStats {
 	defer c.mu.Unlock()
 	stats := make(map[string]CallStats, len(c.steps))
 	for name, s := range c.steps {
-		stats[name] = CallStats{Slots: s.limit, Running: s.running, Waiting: s.queue.Len()}
+		stats[name] = s.stats()
 	}
 	return stats
 }
