@@ -42,7 +42,8 @@ type retryAfter struct {
 func (r *retryAfter) Error() string { return r.err.Error() }
 func (r *retryAfter) Unwrap() error { return r.err }
 
-// request is what a call needs of an entry; it does not change.
+// request is what a call needs of an entry. It does not change, but for what a call
+// that gives its slot back leaves for when it has one again.
 type request struct {
 	id         string
 	round, ask int32
@@ -53,6 +54,11 @@ type request struct {
 	progress   []byte // of the rounds before
 	reserved   []byte
 	sent       atomic.Bool // something that may have been paid for
+
+	flight string              // what requests are equal to it
+	asked  time.Time           // when
+	paused any                 // what the step goes on with
+	waited *millracev1.Outcome // if it gets no slot within MaxWait
 }
 
 func (q *request) outcome() *millracev1.Outcome {

@@ -46,6 +46,8 @@ func (a *Async) loop(rec *Raw, cause error) error {
 		return err
 	}
 	switch {
+	case h.further && o.GetReleased() == nil:
+		err = a.furthered(h, o, cause)
 	case o.GetAgain() != nil && cause != nil:
 		err = a.settle(h, refused(o, cause), nil)
 	case o.GetAgain() != nil:
@@ -222,6 +224,9 @@ func (a *Async) settle(h *head, o *millracev1.Outcome, cause error) error {
 		return err
 	}
 	a.change()
+	if further, err := a.goOn(h, e, o); further || err != nil {
+		return err
+	}
 	a.end(list[0])
 	a.task.Retire(a.cfg.Step, h.id)
 	return a.promote(h)
@@ -473,6 +478,9 @@ func (a *Async) report(s *settled, r Report) {
 	r.Step = a.cfg.Step
 	if a.typed.report != nil {
 		a.typed.report(&r, s.e, s.o)
+	}
+	if r.Status == "" {
+		return
 	}
 	a.task.Report(r)
 }

@@ -106,7 +106,8 @@ type head struct {
 	due       time.Time // when an inherited one may be asked again
 	abandoned bool      // its last ask ended without any word of its owner
 	// wait is what it waits for; of a ready one, what it has been woken from.
-	wait budgetWait
+	wait    budgetWait
+	further bool // its event has ended: see asyncFurther
 }
 
 type headState uint8
@@ -135,10 +136,16 @@ type asyncTyped struct {
 	// failed sees every outcome that is neither an answer nor a release before what
 	// becomes of it; nil if the step has nothing to note.
 	failed func(*millracev1.Entry, *millracev1.Outcome) error
-	// report adds to a report what the step knows of the entry; nil if that is nothing.
+	// report adds to a report what the step knows of the entry, and takes its status out
+	// if there is nothing to report; nil if it knows nothing.
 	report func(*Report, *millracev1.Entry, *millracev1.Outcome)
 	// details returns headers for the entry's dead letter; nil if there are none.
 	details func(*millracev1.Entry, *millracev1.Outcome) []Header
+	// admit sets the Gate and the Flight of a call; nil leaves them out.
+	admit   func(*request, *Call)
+	further asyncFurther
+	// sizes of the step's stores; nil if it has none.
+	sizes func() []StoreSize
 }
 
 func newAsync(t AsyncTask, cfg AsyncConfig, typed asyncTyped) *Async {
@@ -171,6 +178,14 @@ func (a *Async) Pending() (entries int, oldest int64) {
 		oldest = h.timestamp
 	}
 	return a.entries, oldest
+}
+
+// Sizes returns what the stores of the step hold in this task.
+func (a *Async) Sizes() []StoreSize {
+	if a.typed.sizes == nil {
+		return nil
+	}
+	return a.typed.sizes()
 }
 
 // Reset rebuilds memory from the rows of the task. It writes nothing; what is to
@@ -291,7 +306,7 @@ func (a *Async) adopt(asked []*head, owners []Owner) {
 const handoverMargin = time.Second
 
 func newHead(l *lane, seq int64, place row, e *millracev1.Entry) *head {
-	h := &head{row: place, lane: l, seq: seq, id: e.Id, timestamp: e.Event.Timestamp, round: e.Round, ask: -1}
+	h := &head{row: place, lane: l, seq: seq, id: e.Id, timestamp: e.Event.Timestamp, round: e.Round, ask: -1, further: e.Further}
 	if e.Ask != nil {
 		h.ask = e.Ask.Number
 	}
@@ -521,7 +536,7 @@ func (a *Async) dispatch(e *millracev1.Entry, abandoned bool) {
 		event: e.Event, resolved: e.Resolved, unresolved: e.Unresolved, progress: e.Progress, reserved: e.Reserved,
 	}
 	maxWait := a.cfg.MaxWait
-	a.task.Dispatch(Call{
+	call := Call{
 		Step: a.cfg.Step, Entry: q.id, Round: int(q.round), Ask: int(q.ask), Abandoned: abandoned,
 		Slots: a.cfg.Slots, MaxWait: maxWait, HandoverWait: a.cfg.HandoverWait,
 		Run: func(ctx context.Context) Raw {
@@ -531,6 +546,9 @@ func (a *Async) dispatch(e *millracev1.Entry, abandoned bool) {
 			return Raw{}
 		},
 		Waited: func() Raw {
+			if q.waited != nil {
+				return encodeOutcome(q.waited)
+			}
 			return encodeOutcome(q.failure(millracev1.Failure_REASON_MAX_WAIT, ClassAsync, fmt.Sprintf("no slot was free within %s", maxWait)))
 		},
 		Released: func() Raw {
@@ -541,7 +559,11 @@ func (a *Async) dispatch(e *millracev1.Entry, abandoned bool) {
 		Failed: func(err error) Raw {
 			return encodeOutcome(q.failure(millracev1.Failure_REASON_TOO_LARGE, ClassProduce, err.Error()))
 		},
-	})
+	}
+	if a.typed.admit != nil {
+		a.typed.admit(q, &call)
+	}
+	a.task.Dispatch(call)
 }
 
 // prefixEnd returns the smallest key behind all those with the prefix, which does

@@ -1,7 +1,6 @@
 package processors
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,6 +60,8 @@ type EnrichStep[K, In any, Out proto.Message] struct {
 	OnOpen    OpenPolicy
 	// Conversation keeps the turns of a key; nil keeps none.
 	Conversation *ConversationConfig
+	// Cache keeps accepted answers for equal requests; nil keeps none.
+	Cache *CacheConfig
 	// RawTopic takes refused answers, as Capture says; empty keeps none.
 	RawTopic string
 	Capture  Capture
@@ -83,7 +84,8 @@ type enrichRun[K, In any, Out proto.Message] struct {
 	*EnrichStep[K, In, Out]
 	task  AsyncTask
 	async AsyncStep[K, In, Out]
-	talk  *conversations
+	talk  *conversations // nil if there are none
+	cache *answerCache   // the same
 
 	budgets *budgets[K, In]
 	prompts *prompts[K, In]
@@ -103,12 +105,18 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 	if run.prompts, err = openPrompts(t, s.Step, s.Prompt, s.Shape, s.Tables, s.Loop); err != nil {
 		return nil, nil, err
 	}
-	if c := s.Conversation; c != nil {
-		store := t.Store(c.Store)
-		if store == nil {
-			return nil, nil, fmt.Errorf("step %q: store %q: not in this task", s.Step, c.Store)
+	var sizes []func() StoreSize
+	if s.Conversation != nil {
+		if run.talk, err = newConversations(at, *s.Conversation); err != nil {
+			return nil, nil, fmt.Errorf("step %q: %w", s.Step, err)
 		}
-		run.talk = newConversations(store, *c)
+		sizes = append(sizes, run.talk.rows.sizes)
+	}
+	if s.Cache != nil {
+		if run.cache, err = newAnswerCache(at, s.Cache); err != nil {
+			return nil, nil, fmt.Errorf("step %q: %w", s.Step, err)
+		}
+		sizes = append(sizes, run.cache.rows.sizes)
 	}
 	typed := asyncTyped{
 		resolve: run.resolve,
@@ -126,6 +134,14 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 		failed:  run.note,
 		report:  run.report,
 		details: run.details,
+		admit:   run.admit,
+		further: asyncFurther{more: run.more, done: run.summarized},
+		sizes: func() (all []StoreSize) {
+			for _, f := range sizes {
+				all = append(all, f())
+			}
+			return all
+		},
 	}
 	if run.budgets, err = s.openBudgets(at); err != nil {
 		return nil, nil, err
@@ -137,7 +153,7 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 	if a.closed, err = s.share(t); err != nil {
 		return nil, nil, err
 	}
-	return a, run.async.input(a), nil
+	return a, run.input(a), nil
 }
 
 func (s *enrichRun[K, In, Out]) decode(e *millracev1.Entry) (Record[K, In], error) {
@@ -147,6 +163,13 @@ func (s *enrichRun[K, In, Out]) decode(e *millracev1.Entry) (Record[K, In], erro
 
 // resolve fixes what the models are asked for an event.
 func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
+	if s.talk != nil && isControl(e) {
+		command, _, err := s.control(fromProtoHeaders(e.Event.Headers), e.Event.Key == nil)
+		if err != nil {
+			return nil, err
+		}
+		return proto.Marshal(&millracev1.Question{Control: command})
+	}
 	version, label, err := s.prompts.choose(e, s.Schemas[s.Caller.Models()[0]].Fingerprint(), s.Generation)
 	if err != nil {
 		return nil, err
@@ -173,6 +196,7 @@ func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
 			return nil, err
 		}
 		data.Context = c
+		q.Summary = c.Summary.GetText()
 		for _, t := range c.Turns {
 			q.Messages = append(q.Messages, &millracev1.Message{Role: t.Role, Text: t.Text})
 		}
@@ -182,11 +206,24 @@ func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
 		return nil, err
 	}
 	q.Messages = append(q.Messages, &millracev1.Message{Role: millracev1.Role_ROLE_USER, Text: text})
+	if err := s.lookup(q); err != nil {
+		return nil, err
+	}
 	return proto.Marshal(q)
 }
 
-// answered emits an accepted answer, and adds it to the conversation.
+// answered emits an accepted answer, and adds it to the conversation and the cache. That
+// of a control record has it do what it says.
 func (s *enrichRun[K, In, Out]) answered(e *millracev1.Entry, o *millracev1.Outcome, results Forward[K, Answer[In, Out]]) error {
+	talks, q := s.talk != nil && e.Event.Key != nil, &millracev1.Question{}
+	if talks {
+		if err := proto.Unmarshal(e.Resolved, q); err != nil {
+			return &Error{Class: ClassState, Step: s.Step, Err: fmt.Errorf("what was asked: %w", err)}
+		}
+		if q.Control != "" {
+			return s.controlled(e, q.Control)
+		}
+	}
 	rec, err := s.decode(e)
 	if err != nil {
 		return err
@@ -202,10 +239,14 @@ func (s *enrichRun[K, In, Out]) answered(e *millracev1.Entry, o *millracev1.Outc
 	if err != nil {
 		return Fail(ClassDecode, s.Step, fmt.Errorf("answer of %d bytes as %s: %w", len(o.GetAnswer().GetValue()), s.Result.Name(), err))
 	}
-	if s.talk != nil && e.Event.Key != nil {
-		if err := s.talk.add(e, p); err != nil {
-			return &Error{Class: ClassState, Step: s.Step, Err: err}
-		}
+	if talks {
+		err = s.talk.add(e, q, p)
+	}
+	if err == nil && s.cache != nil && p.CacheHit != millracev1.CacheHit_CACHE_HIT_CACHE {
+		err = s.cache.add(e, p)
+	}
+	if err != nil {
+		return &Error{Class: ClassState, Step: s.Step, Err: err}
 	}
 	if err := s.sample(e, p); err != nil {
 		return err
@@ -293,24 +334,6 @@ func modelID(m *millracev1.ModelID) llm.ID {
 
 func protoModelID(id llm.ID) *millracev1.ModelID {
 	return &millracev1.ModelID{Provider: id.Provider, Model: id.Model}
-}
-
-// call makes the calls of a round. It returns nil if ctx ended before there was an
-// outcome.
-func (s *enrichRun[K, In, Out]) call(ctx context.Context, q *request) *millracev1.Outcome {
-	c := &enrichCall[K, In, Out]{enrichRun: s, q: q, p: decodeProgress(q.progress), question: &millracev1.Question{}}
-	if q.unresolved != "" {
-		return q.failure(millracev1.Failure_REASON_ERROR, ClassAsync, q.unresolved)
-	}
-	rec, err := s.async.decode(q.event)
-	if err == nil {
-		err = proto.Unmarshal(q.resolved, c.question)
-	}
-	if err != nil {
-		return q.failure(millracev1.Failure_REASON_ERROR, ClassDecode, err.Error())
-	}
-	c.event = rec.Value
-	return c.run(ctx)
 }
 
 // maxAnswer bounds what is kept of an answer, in bytes.

@@ -195,6 +195,9 @@ func (s *enrichRun[K, In, Out]) reserve(e *millracev1.Entry, behind func(string)
 	if err := proto.Unmarshal(e.Resolved, c.question); err != nil {
 		return nil, nil, &Error{Class: ClassState, Step: s.Step, Action: Stop, Err: fmt.Errorf("what to ask for %s: %w", e.Id, err)}
 	}
+	if c.question.Control != "" || c.question.Cached != nil && e.Round == 0 {
+		return []byte{}, nil, nil // it asks no model
+	}
 	var accounts []*account[K, In]
 	for _, b := range s.budgets.list {
 		key, ok := b.rowOf(e, rec, c.question)
@@ -205,7 +208,7 @@ func (s *enrichRun[K, In, Out]) reserve(e *millracev1.Entry, behind func(string)
 		if err != nil {
 			return nil, nil, &Error{Class: ClassState, Step: s.Step, Action: Stop, Err: err}
 		}
-		if until, ok := behind(a.row()); ok {
+		if until, ok := behind(a.row()); ok && c.question.Summarize == 0 {
 			return nil, &budgetWait{a.row(), until}, nil
 		}
 		a.state.Roll(s.task.Now())
@@ -228,6 +231,9 @@ func (s *enrichRun[K, In, Out]) reserve(e *millracev1.Entry, behind func(string)
 // afford decides which model to ask and what to reserve, or what to wait for. It
 // changes nothing.
 func (s *enrichRun[K, In, Out]) afford(c *enrichCall[K, In, Out], accounts []*account[K, In]) (*millracev1.Reservation, *budgetWait) {
+	if c.question.Summarize > 0 {
+		return s.affordSummary(c, accounts), nil
+	}
 	chain := s.Caller.Chain
 	first := c.link(c.p.NextModel)
 	for i := first; ; {

@@ -32,15 +32,17 @@ type enrichCall[K, In any, Out proto.Message] struct {
 	span     *genai.Span
 }
 
-// Pauses while no model may be asked.
-const (
-	minOpenWait = 100 * time.Millisecond
-	maxOpenWait = time.Second
-)
+// minThrottled is the least pause before a call that ended throttled is made again.
+const minThrottled = time.Second
 
-// run asks until there is an outcome; nil if ctx ended before.
+// run asks until there is an outcome; nil if ctx ended before, or if no model may be
+// asked now.
 func (c *enrichCall[K, In, Out]) run(ctx context.Context) (o *millracev1.Outcome) {
-	broke := c.fund()
+	c.p.CacheHit, c.q.paused = 0, nil
+	var broke *millracev1.Outcome
+	if c.funds.r == nil { // else it gave its slot back in between
+		broke = c.fund()
+	}
 	ctx = c.trace(ctx)
 	defer func() { c.traced(o) }()
 	if broke != nil {
@@ -49,38 +51,71 @@ func (c *enrichCall[K, In, Out]) run(ctx context.Context) (o *millracev1.Outcome
 	if o, ok := c.byHand(ctx); ok {
 		return o
 	}
+	if c.question.Cached != nil && c.q.round == 0 {
+		return c.cached()
+	}
+	if o := c.shared(); o != nil {
+		return o
+	}
 	caller := *c.Caller
 	caller.OnAttempt = c.attempted
 	caller.Policy.Deadline -= time.Duration(c.p.BusyMs) * time.Millisecond
+	res, failure := c.ask(ctx, caller, llm.Call{Request: c.asks, From: c.link(c.p.NextModel)}, c.failed)
+	if res == nil {
+		if failure == nil && ctx.Err() == nil {
+			c.q.paused = c
+		}
+		return failure
+	}
+	o = c.judge(res.Model, res.Response.Text, res.Response.Usage)
+	c.land(res, o)
+	return o
+}
+
+// ask makes a call, again while the provider throttles it. Without an answer it returns
+// the outcome: what failed makes of the error, or nil if ctx ended or if no model may
+// be asked now.
+func (c *enrichCall[K, In, Out]) ask(ctx context.Context, caller llm.Caller, call llm.Call, failed func(error) *millracev1.Outcome) (*llm.Result, *millracev1.Outcome) {
 	began := time.Now()
 	for {
 		t := &timing{sent: &c.q.sent, entry: Entry{ID: c.q.id, Round: int(c.q.round), Owner: c.q.owner}, attempts: int(c.p.Attempts)}
-		res, err := caller.Do(context.WithValue(ctx, timingKey{}, t), llm.Call{Request: c.asks, From: c.link(c.p.NextModel), Limit: c.left()})
+		call.Limit = c.left()
+		res, err := caller.Do(context.WithValue(ctx, timingKey{}, t), call)
 		c.add(&res)
-		if err != nil && ctx.Err() != nil {
-			return nil
+		if err == nil {
+			c.busy(t)
+			return &res, nil
 		}
-		wait, ok := time.Duration(0), false
-		if err != nil {
-			wait, ok = c.waits(err)
+		if ctx.Err() != nil {
+			return nil, nil
 		}
-		if !ok && !t.first.IsZero() {
-			c.p.BusyMs += time.Since(t.first).Milliseconds()
+		late := func() *millracev1.Outcome {
+			return c.failure(millracev1.Failure_REASON_MAX_WAIT, llm.ClassOf(err), fmt.Sprintf("no model could be asked within %s: %v", c.MaxWait, err))
 		}
-		switch {
-		case err == nil:
-			return c.judge(res.Model, res.Response.Text, res.Response.Usage)
-		case !ok:
-			return c.failed(err)
+		if c.OnOpen == OpenWait && c.open(err) {
+			c.q.waited = late()
+			return nil, nil
+		}
+		wait, ok := c.throttled(err)
+		if !ok {
+			c.busy(t)
+			return nil, failed(err)
 		}
 		if c.MaxWait > 0 && time.Since(began)+wait > c.MaxWait {
-			return c.failure(millracev1.Failure_REASON_MAX_WAIT, llm.ClassOf(err), fmt.Sprintf("no model could be asked within %s: %v", c.MaxWait, err))
+			return nil, late()
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil
+			return nil, nil
 		}
+	}
+}
+
+// busy counts the time in which models were asked.
+func (c *enrichCall[K, In, Out]) busy(t *timing) {
+	if !t.first.IsZero() {
+		c.p.BusyMs += time.Since(t.first).Milliseconds()
 	}
 }
 
@@ -128,20 +163,14 @@ func (c *enrichCall[K, In, Out]) open(err error) bool {
 	return ok || c.Caller.Policy.Action(llm.ClassOf(err)) == llm.ActionOpen
 }
 
-// waits says whether a call that failed is to be made again, and when: one that
-// ended while the provider throttled it, or since breakers are open.
-func (c *enrichCall[K, In, Out]) waits(err error) (time.Duration, bool) {
-	if c.open(err) {
-		open, ok := errors.AsType[*llm.OpenError](err)
-		if !ok || open.RetryAt.IsZero() {
-			return maxOpenWait, c.OnOpen == OpenWait
-		}
-		return max(time.Until(open.RetryAt), minOpenWait), c.OnOpen == OpenWait
+// throttled says whether a call ended while the provider throttled it, and when it is
+// to be made again.
+func (c *enrichCall[K, In, Out]) throttled(err error) (time.Duration, bool) {
+	e, ok := errors.AsType[*llm.Error](err)
+	if !ok || c.open(err) || c.Caller.Policy.Action(e.Class) != llm.ActionWait {
+		return 0, false
 	}
-	if e, ok := errors.AsType[*llm.Error](err); ok && c.Caller.Policy.Action(e.Class) == llm.ActionWait {
-		return max(e.RetryAfter, maxOpenWait), true
-	}
-	return 0, false
+	return max(e.RetryAfter, minThrottled), true
 }
 
 // request returns what to ask a model.
@@ -158,6 +187,9 @@ func (c *enrichCall[K, In, Out]) request(id llm.ID) (*llm.Request, error) {
 		text := m.Text
 		if d := s.Dialect(); i == 0 && (d == schema.LlamaCpp || d == schema.Portable) {
 			text += "\n\nAnswer with one JSON object that follows this schema:\n" + string(r.Schema) // they do not show it
+		}
+		if i == 1 && c.question.Summary != "" {
+			text = "What was said before, in short:\n" + prompt.Delimit(c.question.Summary, maxShown) + "\n\n" + text
 		}
 		r.Messages = append(r.Messages, llm.Message{Role: roles[m.Role], Text: text})
 	}
@@ -201,7 +233,9 @@ func (c *enrichCall[K, In, Out]) add(r *llm.Result) {
 	p := c.p
 	if r.Model != (llm.ID{}) {
 		p.Model = protoModelID(r.Model)
-		p.Schema = c.Schemas[r.Model].Fingerprint()
+		if s := c.Schemas[r.Model]; s != nil {
+			p.Schema = s.Fingerprint()
+		}
 	}
 	p.CostKnown = r.CostKnown && (p.CostKnown || p.Attempts == 0)
 	p.Attempts += int32(r.Attempts)
@@ -245,6 +279,9 @@ func (c *enrichCall[K, In, Out]) judge(id llm.ID, text string, usage llm.Usage) 
 	c.p.NextModel = nil
 	if sampled(c.q.id, c.SampleRate) {
 		c.p.Sample = sampleOf(text)
+	}
+	if c.Cache != nil {
+		c.p.Request = c.enrichRun.question(c.question).digest(id)
 	}
 	o := c.q.outcome()
 	o.Kind = &millracev1.Outcome_Answer{Answer: &millracev1.Answer{Value: value}}

@@ -98,6 +98,10 @@ func (c *enrichCall[K, In, Out]) traced(o *millracev1.Outcome) {
 		end.Model = modelID(p.Model)
 	}
 	switch f := o.GetFailure(); {
+	case o == nil && c.q.paused != nil:
+		end.Status, end.Class = "held", "held"
+		c.spans.park(c.q.id, c.span, end)
+		return
 	case o == nil:
 		end.Status, end.Class = "interrupted", "interrupted"
 	case o.GetAgain() != nil:
@@ -137,6 +141,11 @@ func (c *enrichCall[K, In, Out]) attempted(ctx context.Context, a llm.Attempt) {
 		c.p.Declined++
 	}
 	c.span.Attempted(a)
+	c.counted(ctx, a)
+}
+
+// counted tells the observer and the user of an attempt.
+func (c *enrichCall[K, In, Out]) counted(ctx context.Context, a llm.Attempt) {
 	c.task.Observer().Attempted(ctx, c.Step, a)
 	if c.Caller.OnAttempt != nil {
 		c.Caller.OnAttempt(ctx, a)

@@ -33,6 +33,10 @@ const (
 	// CostHeader is what all attempts cost, in millionths of a US dollar. It is left out
 	// if an attempt had no price, and 0 if there was none.
 	CostHeader = "millrace.cost-micros"
+	// CacheHitHeader says who answered: no, a model; yes, the step's cache; shared, the
+	// call of an equal request at the same time. What did not come from a model cost
+	// nothing.
+	CacheHitHeader = "millrace.cache-hit"
 	// StatusHeader is ok, reasked (an answer that was refused was repaired), fallback or
 	// dead-letter; of a refused answer, refused.
 	StatusHeader = "millrace.status"
@@ -65,6 +69,10 @@ const (
 // dead letter.
 const FailedAtHeader = "millrace.failed-at"
 
+var cacheHits = map[millracev1.CacheHit]string{
+	millracev1.CacheHit_CACHE_HIT_UNSPECIFIED: "no", millracev1.CacheHit_CACHE_HIT_CACHE: "yes", millracev1.CacheHit_CACHE_HIT_SHARED: "shared",
+}
+
 // enrichHeaders returns what p says, as headers.
 func enrichHeaders(p *millracev1.Enrichment, status string) []Header {
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
@@ -84,6 +92,7 @@ func enrichHeaders(p *millracev1.Enrichment, status string) []Header {
 	add(InputTokensHeader, number(p.GetInputTokens()))
 	add(CachedTokensHeader, number(p.GetCachedTokens()))
 	add(OutputTokensHeader, number(p.GetOutputTokens()))
+	add(CacheHitHeader, cacheHits[p.GetCacheHit()])
 	if p.GetCostKnown() || p.GetAttempts() == 0 {
 		add(CostHeader, number(p.CostMicros))
 	}
@@ -97,7 +106,7 @@ func enrichHeaders(p *millracev1.Enrichment, status string) []Header {
 // enrichKeys are the keys of headers that an earlier step may have set.
 var enrichKeys = []string{
 	PromptHeader, PromptVersionHeader, PromptLabelHeader, SchemaHeader, ModelHeader, AttemptsHeader, InputTokensHeader, CachedTokensHeader,
-	OutputTokensHeader, CostHeader, StatusHeader, AnswerHeader, ViolationsHeader, FallbackHeader,
+	OutputTokensHeader, CacheHitHeader, CostHeader, StatusHeader, AnswerHeader, ViolationsHeader, FallbackHeader,
 }
 
 // withHeaders returns headers without what an earlier step set, and with more.

@@ -58,6 +58,7 @@ type Report struct {
 	Rules                 []string // that a refused answer broke
 	Again                 bool     // it is asked for again
 	Declined              bool     // a model declined to answer the event
+	CacheHit              string   // yes or shared, as [CacheHitHeader]; empty if a model was asked
 	// Budget is what StatusBudget reports, nil else.
 	Budget *BudgetStatus
 }

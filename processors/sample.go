@@ -46,8 +46,13 @@ func enrichStatus(p *millracev1.Enrichment) string {
 	return StatusOK
 }
 
-// report adds to the report of an entry's end what its rounds came to.
+// report adds to the report of an entry's end what its rounds came to. A control record
+// is no event: there is none.
 func (s *enrichRun[K, In, Out]) report(r *Report, e *millracev1.Entry, o *millracev1.Outcome) {
+	if s.talk != nil && r.Status == StatusOK && isControl(e) {
+		r.Status = ""
+		return
+	}
 	p := progressOf(e, o)
 	if r.Status == StatusOK {
 		r.Status = enrichStatus(p)
@@ -55,6 +60,9 @@ func (s *enrichRun[K, In, Out]) report(r *Report, e *millracev1.Entry, o *millra
 	r.Prompt, r.PromptVersion, r.Round, r.Declined = p.Prompt, p.PromptVersion, int(e.Round), p.Declined > 0
 	if p.Model != nil {
 		r.Model = modelID(p.Model)
+	}
+	if p.CacheHit != millracev1.CacheHit_CACHE_HIT_UNSPECIFIED {
+		r.CacheHit = cacheHits[p.CacheHit]
 	}
 }
 

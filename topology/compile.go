@@ -77,6 +77,9 @@ type Pipeline interface {
 	// Pending returns how many in-flight entries wait, and the timestamp in ms of
 	// the oldest, 0 if there is none.
 	Pending() (entries int, oldest int64)
+	// Sizes returns what the stores hold of which rows expire: those of conversations
+	// and cached answers.
+	Sizes() []processors.StoreSize
 	// Reset drops what the operators hold in memory and rebuilds it from
 	// committed state: after a restore and after an abort. It may dispatch calls.
 	Reset() error

@@ -17,7 +17,6 @@ import (
 	"github.com/millrace/millrace/processors"
 	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
 	"github.com/millrace/millrace/serde"
-	"github.com/millrace/millrace/state"
 )
 
 // An Enrichment says how [Enrich] makes an Out of every event. Model and Prompt are
@@ -60,7 +59,8 @@ type Enrichment[K, In any, Out proto.Message] struct {
 	// Actions replaces the default actions of some classes of failure.
 	Actions map[llm.Class]llm.Action
 	// OnOpenBreaker says what becomes of an event while the breakers of all models that
-	// it could reach are open. Default: [processors.OpenWait].
+	// it could reach are open. Default: [processors.OpenWait]: it waits without a slot,
+	// and as many as probe the models are let through when that is due.
 	OnOpenBreaker processors.OpenPolicy
 	// FallbackOn lists the classes of failure that make an event without an answer a
 	// fallback; those of other classes are dead letters. [OnFailure] of [FallbackEvent]
@@ -68,6 +68,8 @@ type Enrichment[K, In any, Out proto.Message] struct {
 	FallbackOn []llm.Class
 	// Conversation, if not nil, shows the models what was said about the key before.
 	Conversation *Conversation
+	// Cache, if not nil, answers equal requests without another call.
+	Cache *Cache
 	// Breakers and Limiter are to be shared by the steps of an instance. Nil means
 	// breakers of the step's own, and no limit.
 	Breakers *llm.Breakers
@@ -99,8 +101,10 @@ type Enrichment[K, In any, Out proto.Message] struct {
 // [processors.OrderKey]. Events without a key have none.
 //
 // A turn is added in the transaction that emits the answer. What an event says stays
-// in the conversation of its key: MaxTurns, MaxTokens and SessionGap bound for how
-// long.
+// in the conversation of its key: MaxTurns, MaxTokens, SessionGap and TTL bound for how
+// long. [processors.ResetConversation] and [processors.CutConversation] make control
+// records, which end a conversation or take an event out of it, in the order of the
+// key's events.
 type Conversation struct {
 	// Store names the key-value store. Default: <step>-conversations.
 	Store string
@@ -110,6 +114,49 @@ type Conversation struct {
 	MaxTokens int64
 	// SessionGap ends the session when the next event is later by more. Default: 24 h.
 	SessionGap time.Duration
+	// TTL is how long after its last change a conversation is deleted, with a tombstone
+	// in the changelog, by the wall clock of the task. Default: 30 days.
+	TTL time.Duration
+	// Summary, if not nil, has a model summarize what no longer fits, instead of
+	// dropping it.
+	Summary *Summary
+}
+
+// A Cache keeps the accepted answers of a step: an equal request (messages, with the
+// conversation in them, schema, model, parameters) makes no call, costs nothing, and
+// has the header [processors.CacheHitHeader]. What the cache holds is validated as any
+// answer is. It is a store, with a changelog, so it lasts over restarts and replays.
+//
+// The store is that of a partition: equal requests of other partitions are made there.
+// Equal requests that are asked at the same time make one call for all partitions that
+// an instance has. If that call fails the others are made after all, each on its own.
+type Cache struct {
+	// Store names the key-value store, of *millracev1.CachedAnswer by the SHA-256 of the
+	// request. Default: <step>-cache.
+	Store string
+	// MaxEntries bounds the answers of a partition; it is required. The oldest go first.
+	MaxEntries int
+	// TTL is how long an answer is kept, by the wall clock of the task. Default: 24 h.
+	TTL time.Duration
+}
+
+// A Summary says how what no longer fits a conversation's window is summarized. The
+// newest exchanges that fill half of the window stay; a model makes a summary of those
+// before and of the summary before, and the models of the step see it, as data, before
+// the turns. It is data of events, whatever it says.
+//
+// It is a call of its own through the step's loop, made when the exchange that exceeds
+// the window is in its topic, and before the next event of the key is asked about. So
+// it is never paid for twice. If it fails, the oldest exchanges are dropped, and the
+// step counts a drop, "summary-failed".
+type Summary struct {
+	// Model writes the summaries, in plain text; nil takes the models of the step.
+	Model llm.Model
+	// Prompt sees the turns and the summary before as .Context, a
+	// *millracev1.Conversation. The default asks for the facts in at most 200 words.
+	Prompt *prompt.Prompt
+	// MaxTokens bounds a summary. Default: 512.
+	MaxTokens int
 }
 
 // An Enriched is the outcome of [Enrich].
@@ -119,6 +166,7 @@ type Enriched[K, In any, Out proto.Message] struct {
 	talk      *Store[K, *millracev1.Conversation]
 	ofKeys    map[string]*Store[K, *millracev1.Spending]
 	ofNames   map[string]*Store[string, *millracev1.Spending]
+	cache     *Store[[]byte, *millracev1.CachedAnswer]
 }
 
 // Enriched is the stream of valid answers: key, timestamp and headers are those of the
@@ -138,6 +186,9 @@ func (e *Enriched[K, In, Out]) Fallbacks() *KStream[K, In] { return e.fallbacks 
 
 // Conversations is the store of conversations, for [state.View]; nil if there is none.
 func (e *Enriched[K, In, Out]) Conversations() *Store[K, *millracev1.Conversation] { return e.talk }
+
+// Cached is the store of the cache, for [state.View]; nil if there is none.
+func (e *Enriched[K, In, Out]) Cached() *Store[[]byte, *millracev1.CachedAnswer] { return e.cache }
 
 // Enrich asks a model for a message about every event, exactly once and without the
 // pipeline ever waiting for it. Out is a generated Protobuf message, such as
@@ -207,6 +258,9 @@ func Enrich[K, In any, Out proto.Message](s *KStream[K, In], name string, e Enri
 	budget(s.b, what, n, step, &e, res)
 	if n.fallback {
 		n.detail = join(n.detail, "fallbacks")
+	}
+	if e.Cache != nil {
+		res.cache = remember(s.b, what, n, step, *e.Cache)
 	}
 	if e.Conversation != nil {
 		res.talk = converse(s.b, what, n, step, *e.Conversation)
@@ -323,36 +377,4 @@ func zeroOf[T any]() any {
 	}
 	var zero T
 	return zero
-}
-
-// converse adds the store of conversations to a step.
-func converse[K, In any, Out proto.Message](b *Builder, what string, n *node, step *processors.EnrichStep[K, In, Out], c Conversation) *Store[K, *millracev1.Conversation] {
-	if step.Order != processors.OrderKey {
-		b.fail("%s: a conversation needs the order of keys, but the order is %s; leave Order or Conversation out", what, step.Order)
-	}
-	if c.MaxTurns < 0 || c.MaxTokens < 0 || c.SessionGap < 0 {
-		b.fail("%s: conversation: MaxTurns %d, MaxTokens %d, SessionGap %s: none may be negative", what, c.MaxTurns, c.MaxTokens, c.SessionGap)
-	}
-	cfg := &processors.ConversationConfig{Store: c.Store, MaxTurns: c.MaxTurns, MaxTokens: c.MaxTokens, SessionGap: c.SessionGap}
-	if cfg.Store == "" {
-		cfg.Store = n.name + "-conversations"
-	}
-	if cfg.MaxTurns == 0 {
-		cfg.MaxTurns = 20
-	}
-	if cfg.MaxTokens == 0 {
-		cfg.MaxTokens = 4_000
-	}
-	if cfg.SessionGap == 0 {
-		cfg.SessionGap = 24 * time.Hour
-	}
-	step.Conversation = cfg
-	value := serde.Proto[*millracev1.Conversation]()
-	if step.Key == nil {
-		return &Store[K, *millracev1.Conversation]{}
-	}
-	spec := state.Spec{Name: cfg.Store, Kind: state.KeyValue, KeySerde: step.Key.Name(), ValueSerde: value.Name()}
-	n.stores = append(n.stores, spec)
-	n.detail = join(n.detail, fmt.Sprintf("conversations of %d turns, %d tokens, gap %s", cfg.MaxTurns, cfg.MaxTokens, cfg.SessionGap))
-	return &Store[K, *millracev1.Conversation]{spec: spec, key: step.Key, value: value}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/topologytest"
 )
 
-// Every customer has 1,800 tokens an hour, and the application 20 dollars a day.
+// Every customer has 2,400 tokens an hour, and the application 20 dollars a day.
 // What a call can use at most is reserved while it runs, so that not all of a customer's
 // run at once; one that used its tokens up waits for the next hour, and others go on.
 func ExampleBudget() {

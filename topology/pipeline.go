@@ -109,6 +109,13 @@ func (p *pipeline) Pending() (entries int, oldest int64) {
 	return entries, oldest
 }
 
+func (p *pipeline) Sizes() []processors.StoreSize {
+	if p.async == nil {
+		return nil
+	}
+	return p.async.Sizes()
+}
+
 func (p *pipeline) Reset() error {
 	for _, op := range p.ops {
 		if op.reset != nil {

@@ -211,3 +211,16 @@ func (v *WindowView[K, V]) Rows(from, to int64) []state.WindowRow[K, V] {
 	slices.SortStableFunc(rows, func(a, b state.WindowRow[K, V]) int { return cmp.Compare(a.Start, b.Start) })
 	return rows
 }
+
+// StoreSizes returns what the stores hold of which rows expire (conversations, cached
+// answers), over all partitions, by name.
+func (d *Driver) StoreSizes() map[string]processors.StoreSize {
+	all := map[string]processors.StoreSize{}
+	for _, t := range d.tasks {
+		for _, s := range t.pipe.Sizes() {
+			sum := all[s.Store]
+			all[s.Store] = processors.StoreSize{Store: s.Store, Rows: sum.Rows + s.Rows, Bytes: sum.Bytes + s.Bytes}
+		}
+	}
+	return all
+}

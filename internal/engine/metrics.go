@@ -137,11 +137,13 @@ var (
 	descLag     = prometheus.NewDesc("millrace_task_lag", "Offsets not yet committed plus in-flight entries.", []string{"subtopology", "partition"}, nil)
 	descPending = prometheus.NewDesc("millrace_async_pending", "In-flight entries of an asynchronous step.", []string{"subtopology", "partition"}, nil)
 	descOldest  = prometheus.NewDesc("millrace_async_oldest_seconds", "Age of the oldest in-flight entry.", []string{"subtopology", "partition"}, nil)
+	descRows    = prometheus.NewDesc("millrace_expiring_store_rows", "Rows of a store of which rows expire: conversations, cached answers.", []string{"store", "partition"}, nil)
+	descBytes   = prometheus.NewDesc("millrace_expiring_store_bytes", "Bytes of their keys and values.", []string{"store", "partition"}, nil)
 	descRestore = prometheus.NewDesc("millrace_restore_remaining", "Changelog offsets a restoring task has yet to read.", []string{"subtopology", "partition"}, nil)
 )
 
 func (c taskCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descState, descLag, descPending, descOldest, descRestore} {
+	for _, d := range []*prometheus.Desc{descState, descLag, descPending, descOldest, descRestore, descRows, descBytes} {
 		ch <- d
 	}
 }
@@ -155,6 +157,10 @@ func (c taskCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descLag, float64(s.Lag))
 		gauge(descPending, float64(s.Pending))
 		gauge(descRestore, float64(s.RestoreTotal-s.RestoreDone))
+		for _, store := range s.Stores {
+			ch <- prometheus.MustNewConstMetric(descRows, prometheus.GaugeValue, float64(store.Rows), store.Store, itoa(s.Task.Partition))
+			ch <- prometheus.MustNewConstMetric(descBytes, prometheus.GaugeValue, float64(store.Bytes), store.Store, itoa(s.Task.Partition))
+		}
 		if !s.Oldest.IsZero() {
 			gauge(descOldest, time.Since(s.Oldest).Seconds())
 		}

@@ -188,7 +188,7 @@ func (a *app) running(n int) {
 	a.r.t.Fatalf("tasks do not run: %+v", a.Tasks())
 }
 
-// metric returns the sum of a counter over those of its series that have the
+// metric returns the sum of a counter or gauge over those of its series that have the
 // label values.
 func (a *app) metric(name string, labels map[string]string) float64 {
 	a.r.t.Helper()
@@ -209,7 +209,7 @@ func (a *app) metric(name string, labels map[string]string) float64 {
 				}
 			}
 			if match == len(labels) {
-				sum += m.GetCounter().GetValue()
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/state"
 )
 
@@ -52,6 +53,8 @@ type TaskStatus struct {
 	// oldest.
 	Pending int
 	Oldest  time.Time
+	// Stores are the sizes of the stores of which rows expire.
+	Stores []processors.StoreSize
 }
 
 // setState changes what is reported of a task.
@@ -65,7 +68,7 @@ func (inst *Instance) setStateOf(id state.TaskID, st TaskState, err error) {
 	same := s.State == st && errors.Is(err, s.Err)
 	s.State, s.Err, s.Since = st, err, time.Now()
 	if st == Rebalancing { // its owner reports these
-		s.Lag, s.Pending, s.Oldest = 0, 0, time.Time{}
+		s.Lag, s.Pending, s.Oldest, s.Stores = 0, 0, time.Time{}, nil
 	}
 	copied := *s
 	inst.mu.Unlock()
@@ -104,14 +107,14 @@ func (inst *Instance) statusOf(id state.TaskID) *TaskStatus {
 // report refreshes the numbers of a task's status after a commit.
 func (inst *Instance) report(t *task) {
 	pending, oldest := t.pipe.Pending()
-	lag := int64(pending)
+	lag, sizes := int64(pending), t.pipe.Sizes()
 	for _, in := range t.inputs {
 		lag += in.lag()
 	}
 	inst.mu.Lock()
 	defer inst.mu.Unlock()
 	s := inst.statusOf(t.id)
-	s.Lag, s.Pending, s.Oldest = lag, pending, time.Time{}
+	s.Lag, s.Pending, s.Oldest, s.Stores = lag, pending, time.Time{}, sizes
 	if pending > 0 {
 		s.Oldest = time.UnixMilli(oldest)
 	}

@@ -18,6 +18,7 @@ type stepMetrics struct {
 	events, deadLetters         *prometheus.CounterVec
 	fallbacks, versions         *prometheus.CounterVec
 	refused, reasks, violations *prometheus.CounterVec
+	cacheHits                   *prometheus.CounterVec
 	alertsTotal, alertsUntold   *prometheus.CounterVec
 	budgetRefusals              *prometheus.CounterVec
 	bounds                      bounds
@@ -41,6 +42,7 @@ func newStepMetrics(counter func(name, help string, labels ...string) *prometheu
 		reasks:         counter("enrich_reasks_total", "Answers that were refused and asked for again.", "step", "model"),
 		violations:     counter("enrich_violations_total", "Rules that refused answers broke; other stands for all beyond the first hundred.", "step", "rule"),
 		budgetRefusals: counter("budget_refusals_total", "How often a budget did not cover a call.", "step", "budget"),
+		cacheHits:      counter("enrich_cache_hits_total", "Accepted answers that came from the step's cache (yes), or from the call of an equal request (shared).", "step", "hit"),
 		alertsTotal:    counter("alerts_total", "Alerts that were raised and resolved.", "kind", "state"),
 		alertsUntold:   counter("alert_failures_total", "Alerts that a sink did not take.", "kind"),
 		bounds:         bounds{seen: map[string]map[string]bool{}},
@@ -114,6 +116,10 @@ func (m *stepMetrics) reported(id state.TaskID, r *processors.Report) {
 		m.versions.WithLabelValues(r.Step, r.Prompt, m.bounds.of("version of "+r.Step+"/"+r.Prompt, r.PromptVersion), r.Status).Inc()
 	}
 	switch r.Status {
+	case processors.StatusOK, processors.StatusReasked:
+		if r.CacheHit != "" {
+			m.cacheHits.WithLabelValues(r.Step, r.CacheHit).Inc()
+		}
 	case processors.StatusFallback:
 		m.fallbacks.WithLabelValues(r.Step, r.Reason).Inc()
 	case processors.StatusDeadLetter:
@@ -133,6 +139,7 @@ var (
 	descSlots    = stepDesc("async_slots", "How many calls of a step may run at once on this instance.", "step")
 	descRunning  = stepDesc("async_running", "Calls of a step that hold a slot.", "step")
 	descWaiting  = stepDesc("async_waiting", "Calls of a step that wait for a slot.", "step")
+	descHeld     = stepDesc("async_held", "Of these, the calls that are held since no model may be asked.", "step")
 	descRate     = stepDesc("enrich_rate", "Rate of a prompt version over the window of the alert rules.", "step", "prompt", "version", "measure")
 	descBaseline = stepDesc("enrich_baseline_rate", "What the rate is compared with.", "step", "prompt", "version", "measure")
 	descUsed     = stepDesc("budget_used", "What of a budget's present window is spent or reserved, of a partition's part.", "step", "budget", "of", "partition", "unit")
@@ -141,7 +148,7 @@ var (
 )
 
 func (c stepCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descBreaker, descSlots, descRunning, descWaiting, descRate, descBaseline, descUsed, descLimit, descAlert} {
+	for _, d := range []*prometheus.Desc{descBreaker, descSlots, descRunning, descWaiting, descHeld, descRate, descBaseline, descUsed, descLimit, descAlert} {
 		ch <- d
 	}
 }
@@ -158,6 +165,7 @@ func (c stepCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descSlots, float64(s.Slots), step)
 			gauge(descRunning, float64(s.Running), step)
 			gauge(descWaiting, float64(s.Waiting), step)
+			gauge(descHeld, float64(s.Held), step)
 		}
 	}
 	for _, f := range c.inst.observer.findings(time.Now()) {

@@ -77,6 +77,58 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{0}
 }
 
+// CacheHit says who answered in place of a model.
+type CacheHit int32
+
+const (
+	CacheHit_CACHE_HIT_UNSPECIFIED CacheHit = 0
+	// An answer in the step's cache.
+	CacheHit_CACHE_HIT_CACHE CacheHit = 1
+	// The call of an equal question at the same time.
+	CacheHit_CACHE_HIT_SHARED CacheHit = 2
+)
+
+// Enum value maps for CacheHit.
+var (
+	CacheHit_name = map[int32]string{
+		0: "CACHE_HIT_UNSPECIFIED",
+		1: "CACHE_HIT_CACHE",
+		2: "CACHE_HIT_SHARED",
+	}
+	CacheHit_value = map[string]int32{
+		"CACHE_HIT_UNSPECIFIED": 0,
+		"CACHE_HIT_CACHE":       1,
+		"CACHE_HIT_SHARED":      2,
+	}
+)
+
+func (x CacheHit) Enum() *CacheHit {
+	p := new(CacheHit)
+	*p = x
+	return p
+}
+
+func (x CacheHit) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CacheHit) Descriptor() protoreflect.EnumDescriptor {
+	return file_millrace_v1_enrich_proto_enumTypes[1].Descriptor()
+}
+
+func (CacheHit) Type() protoreflect.EnumType {
+	return &file_millrace_v1_enrich_proto_enumTypes[1]
+}
+
+func (x CacheHit) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CacheHit.Descriptor instead.
+func (CacheHit) EnumDescriptor() ([]byte, []int) {
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{1}
+}
+
 // Message is a part of a request.
 type Message struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -139,9 +191,19 @@ type Question struct {
 	// The system's, those of the conversation, and the event's.
 	Messages []*Message `protobuf:"bytes,3,rep,name=messages,proto3" json:"messages,omitempty"`
 	// prod, canary, built-in or pinned.
-	PromptLabel   string `protobuf:"bytes,4,opt,name=prompt_label,json=promptLabel,proto3" json:"prompt_label,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PromptLabel string `protobuf:"bytes,4,opt,name=prompt_label,json=promptLabel,proto3" json:"prompt_label,omitempty"`
+	// The summary of the conversation before those messages, if there is one.
+	Summary string `protobuf:"bytes,20,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The answer to an equal question, found in the step's cache.
+	Cached *CachedAnswer `protobuf:"bytes,21,opt,name=cached,proto3" json:"cached,omitempty"`
+	// Of a control record: what is done to the conversation of its key.
+	Control string `protobuf:"bytes,22,opt,name=control,proto3" json:"control,omitempty"`
+	// Of a summary: how many of the conversation's turns it is to replace, and the
+	// event of the last of them.
+	Summarize      int32  `protobuf:"varint,23,opt,name=summarize,proto3" json:"summarize,omitempty"`
+	SummarizeEvent string `protobuf:"bytes,24,opt,name=summarize_event,json=summarizeEvent,proto3" json:"summarize_event,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Question) Reset() {
@@ -202,6 +264,139 @@ func (x *Question) GetPromptLabel() string {
 	return ""
 }
 
+func (x *Question) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *Question) GetCached() *CachedAnswer {
+	if x != nil {
+		return x.Cached
+	}
+	return nil
+}
+
+func (x *Question) GetControl() string {
+	if x != nil {
+		return x.Control
+	}
+	return ""
+}
+
+func (x *Question) GetSummarize() int32 {
+	if x != nil {
+		return x.Summarize
+	}
+	return 0
+}
+
+func (x *Question) GetSummarizeEvent() string {
+	if x != nil {
+		return x.SummarizeEvent
+	}
+	return ""
+}
+
+// CachedAnswer is an answer that was accepted: a row of the step's cache, by the
+// SHA-256 of the request.
+type CachedAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The message, in JSON.
+	Text  []byte   `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	Model *ModelID `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// What the call cost that made it: tokens, and millionths of a US dollar.
+	InputTokens  int64 `protobuf:"varint,3,opt,name=input_tokens,json=inputTokens,proto3" json:"input_tokens,omitempty"`
+	OutputTokens int64 `protobuf:"varint,4,opt,name=output_tokens,json=outputTokens,proto3" json:"output_tokens,omitempty"`
+	CostMicros   int64 `protobuf:"varint,5,opt,name=cost_micros,json=costMicros,proto3" json:"cost_micros,omitempty"`
+	// Where it comes from: the id of the entry, and when, in milliseconds since the
+	// epoch by the clock of the task.
+	Entry         string `protobuf:"bytes,6,opt,name=entry,proto3" json:"entry,omitempty"`
+	Created       int64  `protobuf:"varint,7,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CachedAnswer) Reset() {
+	*x = CachedAnswer{}
+	mi := &file_millrace_v1_enrich_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CachedAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CachedAnswer) ProtoMessage() {}
+
+func (x *CachedAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_enrich_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CachedAnswer.ProtoReflect.Descriptor instead.
+func (*CachedAnswer) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CachedAnswer) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *CachedAnswer) GetModel() *ModelID {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+func (x *CachedAnswer) GetInputTokens() int64 {
+	if x != nil {
+		return x.InputTokens
+	}
+	return 0
+}
+
+func (x *CachedAnswer) GetOutputTokens() int64 {
+	if x != nil {
+		return x.OutputTokens
+	}
+	return 0
+}
+
+func (x *CachedAnswer) GetCostMicros() int64 {
+	if x != nil {
+		return x.CostMicros
+	}
+	return 0
+}
+
+func (x *CachedAnswer) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
+}
+
+func (x *CachedAnswer) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
 // ModelID names a model at a provider.
 type ModelID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -213,7 +408,7 @@ type ModelID struct {
 
 func (x *ModelID) Reset() {
 	*x = ModelID{}
-	mi := &file_millrace_v1_enrich_proto_msgTypes[2]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -225,7 +420,7 @@ func (x *ModelID) String() string {
 func (*ModelID) ProtoMessage() {}
 
 func (x *ModelID) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_enrich_proto_msgTypes[2]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -238,7 +433,7 @@ func (x *ModelID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelID.ProtoReflect.Descriptor instead.
 func (*ModelID) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{2}
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ModelID) GetProvider() string {
@@ -267,7 +462,7 @@ type ContractViolation struct {
 
 func (x *ContractViolation) Reset() {
 	*x = ContractViolation{}
-	mi := &file_millrace_v1_enrich_proto_msgTypes[3]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +474,7 @@ func (x *ContractViolation) String() string {
 func (*ContractViolation) ProtoMessage() {}
 
 func (x *ContractViolation) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_enrich_proto_msgTypes[3]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +487,7 @@ func (x *ContractViolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContractViolation.ProtoReflect.Descriptor instead.
 func (*ContractViolation) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{3}
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ContractViolation) GetPath() string {
@@ -361,6 +556,11 @@ type Enrichment struct {
 	PromptLabel  string `protobuf:"bytes,23,opt,name=prompt_label,json=promptLabel,proto3" json:"prompt_label,omitempty"`
 	// The generation of the step's message that the answers follow.
 	Generation int32 `protobuf:"varint,24,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Who gave the last answer in place of a model.
+	CacheHit CacheHit `protobuf:"varint,41,opt,name=cache_hit,json=cacheHit,proto3,enum=millrace.v1.CacheHit" json:"cache_hit,omitempty"`
+	// Of an accepted answer, if the step has a cache: the SHA-256 of what its model is
+	// asked first.
+	Request []byte `protobuf:"bytes,42,opt,name=request,proto3" json:"request,omitempty"`
 	// The W3C trace context of the span that covers the rounds.
 	Traceparent string `protobuf:"bytes,50,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	Tracestate  string `protobuf:"bytes,51,opt,name=tracestate,proto3" json:"tracestate,omitempty"`
@@ -374,7 +574,7 @@ type Enrichment struct {
 
 func (x *Enrichment) Reset() {
 	*x = Enrichment{}
-	mi := &file_millrace_v1_enrich_proto_msgTypes[4]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +586,7 @@ func (x *Enrichment) String() string {
 func (*Enrichment) ProtoMessage() {}
 
 func (x *Enrichment) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_enrich_proto_msgTypes[4]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +599,7 @@ func (x *Enrichment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrichment.ProtoReflect.Descriptor instead.
 func (*Enrichment) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{4}
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Enrichment) GetPrompt() string {
@@ -577,6 +777,20 @@ func (x *Enrichment) GetGeneration() int32 {
 	return 0
 }
 
+func (x *Enrichment) GetCacheHit() CacheHit {
+	if x != nil {
+		return x.CacheHit
+	}
+	return CacheHit_CACHE_HIT_UNSPECIFIED
+}
+
+func (x *Enrichment) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
 func (x *Enrichment) GetTraceparent() string {
 	if x != nil {
 		return x.Traceparent
@@ -618,7 +832,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_millrace_v1_enrich_proto_msgTypes[5]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +844,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_enrich_proto_msgTypes[5]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +857,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{5}
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Sample) GetAnswer() []byte {
@@ -675,15 +889,21 @@ type Conversation struct {
 	Turns []*Turn `protobuf:"bytes,1,rep,name=turns,proto3" json:"turns,omitempty"`
 	// When the last event of it happened, in milliseconds since the epoch.
 	Updated int64 `protobuf:"varint,2,opt,name=updated,proto3" json:"updated,omitempty"`
-	// How many turns of the session were dropped to keep it within its window.
-	Dropped       int64 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// How many turns of the session were dropped to keep it within its window,
+	// without being part of the summary.
+	Dropped int64 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// When the row was written, in milliseconds since the epoch by the clock of the
+	// task: it expires by that.
+	Touched int64 `protobuf:"varint,4,opt,name=touched,proto3" json:"touched,omitempty"`
+	// What stands for the turns before the oldest.
+	Summary       *Summary `protobuf:"bytes,5,opt,name=summary,proto3" json:"summary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Conversation) Reset() {
 	*x = Conversation{}
-	mi := &file_millrace_v1_enrich_proto_msgTypes[6]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +915,7 @@ func (x *Conversation) String() string {
 func (*Conversation) ProtoMessage() {}
 
 func (x *Conversation) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_enrich_proto_msgTypes[6]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +928,7 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
 func (*Conversation) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{6}
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Conversation) GetTurns() []*Turn {
@@ -732,6 +952,143 @@ func (x *Conversation) GetDropped() int64 {
 	return 0
 }
 
+func (x *Conversation) GetTouched() int64 {
+	if x != nil {
+		return x.Touched
+	}
+	return 0
+}
+
+func (x *Conversation) GetSummary() *Summary {
+	if x != nil {
+		return x.Summary
+	}
+	return nil
+}
+
+// Summary stands for the turns of a conversation that no longer fit its window. A
+// model wrote it of what events said: it is data as they are.
+type Summary struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Text   string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	Tokens int64                  `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// How many turns it stands for, over all summaries before it.
+	Turns int64 `protobuf:"varint,3,opt,name=turns,proto3" json:"turns,omitempty"`
+	// Where it comes from: the ids of the last events' entries, oldest first, and
+	// how many earlier ones are not named.
+	Events  []string `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"`
+	Unnamed int64    `protobuf:"varint,5,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
+	// When the last of them happened, in milliseconds since the epoch.
+	Timestamp     int64  `protobuf:"varint,6,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
+	Prompt        string `protobuf:"bytes,7,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	PromptVersion string `protobuf:"bytes,8,opt,name=prompt_version,json=promptVersion,proto3" json:"prompt_version,omitempty"`
+	// Who wrote it, and what that cost in millionths of a US dollar.
+	Model         *ModelID `protobuf:"bytes,9,opt,name=model,proto3" json:"model,omitempty"`
+	CostMicros    int64    `protobuf:"varint,10,opt,name=cost_micros,json=costMicros,proto3" json:"cost_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Summary) Reset() {
+	*x = Summary{}
+	mi := &file_millrace_v1_enrich_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Summary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Summary) ProtoMessage() {}
+
+func (x *Summary) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_enrich_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Summary.ProtoReflect.Descriptor instead.
+func (*Summary) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Summary) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Summary) GetTokens() int64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *Summary) GetTurns() int64 {
+	if x != nil {
+		return x.Turns
+	}
+	return 0
+}
+
+func (x *Summary) GetEvents() []string {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *Summary) GetUnnamed() int64 {
+	if x != nil {
+		return x.Unnamed
+	}
+	return 0
+}
+
+func (x *Summary) GetTimestamp() int64 {
+	if x != nil {
+		return x.Timestamp
+	}
+	return 0
+}
+
+func (x *Summary) GetPrompt() string {
+	if x != nil {
+		return x.Prompt
+	}
+	return ""
+}
+
+func (x *Summary) GetPromptVersion() string {
+	if x != nil {
+		return x.PromptVersion
+	}
+	return ""
+}
+
+func (x *Summary) GetModel() *ModelID {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+func (x *Summary) GetCostMicros() int64 {
+	if x != nil {
+		return x.CostMicros
+	}
+	return 0
+}
+
 // Turn is a message of a conversation.
 type Turn struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -746,14 +1103,16 @@ type Turn struct {
 	Prompt        string `protobuf:"bytes,6,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	PromptVersion string `protobuf:"bytes,7,opt,name=prompt_version,json=promptVersion,proto3" json:"prompt_version,omitempty"`
 	// Who answered; absent for the event's turn.
-	Model         *ModelID `protobuf:"bytes,8,opt,name=model,proto3" json:"model,omitempty"`
+	Model *ModelID `protobuf:"bytes,8,opt,name=model,proto3" json:"model,omitempty"`
+	// Of an answer: its key in the step's cache, if there is one.
+	Request       []byte `protobuf:"bytes,9,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Turn) Reset() {
 	*x = Turn{}
-	mi := &file_millrace_v1_enrich_proto_msgTypes[7]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +1124,7 @@ func (x *Turn) String() string {
 func (*Turn) ProtoMessage() {}
 
 func (x *Turn) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_enrich_proto_msgTypes[7]
+	mi := &file_millrace_v1_enrich_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +1137,7 @@ func (x *Turn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Turn.ProtoReflect.Descriptor instead.
 func (*Turn) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{7}
+	return file_millrace_v1_enrich_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Turn) GetRole() Role {
@@ -837,6 +1196,13 @@ func (x *Turn) GetModel() *ModelID {
 	return nil
 }
 
+func (x *Turn) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
 var File_millrace_v1_enrich_proto protoreflect.FileDescriptor
 
 const file_millrace_v1_enrich_proto_rawDesc = "" +
@@ -844,19 +1210,33 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"\x18millrace/v1/enrich.proto\x12\vmillrace.v1\"D\n" +
 	"\aMessage\x12%\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x11.millrace.v1.RoleR\x04role\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"\x9e\x01\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\xcc\x02\n" +
 	"\bQuestion\x12\x16\n" +
 	"\x06prompt\x18\x01 \x01(\tR\x06prompt\x12%\n" +
 	"\x0eprompt_version\x18\x02 \x01(\tR\rpromptVersion\x120\n" +
 	"\bmessages\x18\x03 \x03(\v2\x14.millrace.v1.MessageR\bmessages\x12!\n" +
-	"\fprompt_label\x18\x04 \x01(\tR\vpromptLabel\";\n" +
+	"\fprompt_label\x18\x04 \x01(\tR\vpromptLabel\x12\x18\n" +
+	"\asummary\x18\x14 \x01(\tR\asummary\x121\n" +
+	"\x06cached\x18\x15 \x01(\v2\x19.millrace.v1.CachedAnswerR\x06cached\x12\x18\n" +
+	"\acontrol\x18\x16 \x01(\tR\acontrol\x12\x1c\n" +
+	"\tsummarize\x18\x17 \x01(\x05R\tsummarize\x12'\n" +
+	"\x0fsummarize_event\x18\x18 \x01(\tR\x0esummarizeEvent\"\xe7\x01\n" +
+	"\fCachedAnswer\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\fR\x04text\x12*\n" +
+	"\x05model\x18\x02 \x01(\v2\x14.millrace.v1.ModelIDR\x05model\x12!\n" +
+	"\finput_tokens\x18\x03 \x01(\x03R\vinputTokens\x12#\n" +
+	"\routput_tokens\x18\x04 \x01(\x03R\foutputTokens\x12\x1f\n" +
+	"\vcost_micros\x18\x05 \x01(\x03R\n" +
+	"costMicros\x12\x14\n" +
+	"\x05entry\x18\x06 \x01(\tR\x05entry\x12\x18\n" +
+	"\acreated\x18\a \x01(\x03R\acreated\";\n" +
 	"\aModelID\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\"U\n" +
 	"\x11ContractViolation\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x87\b\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xd5\b\n" +
 	"\n" +
 	"Enrichment\x12\x16\n" +
 	"\x06prompt\x18\x01 \x01(\tR\x06prompt\x12%\n" +
@@ -891,7 +1271,9 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"\fprompt_label\x18\x17 \x01(\tR\vpromptLabel\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x18 \x01(\x05R\n" +
-	"generation\x12 \n" +
+	"generation\x122\n" +
+	"\tcache_hit\x18) \x01(\x0e2\x15.millrace.v1.CacheHitR\bcacheHit\x12\x18\n" +
+	"\arequest\x18* \x01(\fR\arequest\x12 \n" +
 	"\vtraceparent\x182 \x01(\tR\vtraceparent\x12\x1e\n" +
 	"\n" +
 	"tracestate\x183 \x01(\tR\n" +
@@ -901,11 +1283,26 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"\x06Sample\x12\x16\n" +
 	"\x06answer\x18\x01 \x01(\fR\x06answer\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
-	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"k\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"\xb5\x01\n" +
 	"\fConversation\x12'\n" +
 	"\x05turns\x18\x01 \x03(\v2\x11.millrace.v1.TurnR\x05turns\x12\x18\n" +
 	"\aupdated\x18\x02 \x01(\x03R\aupdated\x12\x18\n" +
-	"\adropped\x18\x03 \x01(\x03R\adropped\"\xf8\x01\n" +
+	"\adropped\x18\x03 \x01(\x03R\adropped\x12\x18\n" +
+	"\atouched\x18\x04 \x01(\x03R\atouched\x12.\n" +
+	"\asummary\x18\x05 \x01(\v2\x14.millrace.v1.SummaryR\asummary\"\xa7\x02\n" +
+	"\aSummary\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x12\x16\n" +
+	"\x06tokens\x18\x02 \x01(\x03R\x06tokens\x12\x14\n" +
+	"\x05turns\x18\x03 \x01(\x03R\x05turns\x12\x16\n" +
+	"\x06events\x18\x04 \x03(\tR\x06events\x12\x18\n" +
+	"\aunnamed\x18\x05 \x01(\x03R\aunnamed\x12\x1c\n" +
+	"\ttimestamp\x18\x06 \x01(\x03R\ttimestamp\x12\x16\n" +
+	"\x06prompt\x18\a \x01(\tR\x06prompt\x12%\n" +
+	"\x0eprompt_version\x18\b \x01(\tR\rpromptVersion\x12*\n" +
+	"\x05model\x18\t \x01(\v2\x14.millrace.v1.ModelIDR\x05model\x12\x1f\n" +
+	"\vcost_micros\x18\n" +
+	" \x01(\x03R\n" +
+	"costMicros\"\x92\x02\n" +
 	"\x04Turn\x12%\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x11.millrace.v1.RoleR\x04role\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
@@ -914,12 +1311,17 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"\ttimestamp\x18\x05 \x01(\x03R\ttimestamp\x12\x16\n" +
 	"\x06prompt\x18\x06 \x01(\tR\x06prompt\x12%\n" +
 	"\x0eprompt_version\x18\a \x01(\tR\rpromptVersion\x12*\n" +
-	"\x05model\x18\b \x01(\v2\x14.millrace.v1.ModelIDR\x05model*P\n" +
+	"\x05model\x18\b \x01(\v2\x14.millrace.v1.ModelIDR\x05model\x12\x18\n" +
+	"\arequest\x18\t \x01(\fR\arequest*P\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_SYSTEM\x10\x01\x12\r\n" +
 	"\tROLE_USER\x10\x02\x12\x12\n" +
-	"\x0eROLE_ASSISTANT\x10\x03B;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
+	"\x0eROLE_ASSISTANT\x10\x03*P\n" +
+	"\bCacheHit\x12\x19\n" +
+	"\x15CACHE_HIT_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCACHE_HIT_CACHE\x10\x01\x12\x14\n" +
+	"\x10CACHE_HIT_SHARED\x10\x02B;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
 
 var (
 	file_millrace_v1_enrich_proto_rawDescOnce sync.Once
@@ -933,34 +1335,42 @@ func file_millrace_v1_enrich_proto_rawDescGZIP() []byte {
 	return file_millrace_v1_enrich_proto_rawDescData
 }
 
-var file_millrace_v1_enrich_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_v1_enrich_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_millrace_v1_enrich_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_millrace_v1_enrich_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_millrace_v1_enrich_proto_goTypes = []any{
 	(Role)(0),                 // 0: millrace.v1.Role
-	(*Message)(nil),           // 1: millrace.v1.Message
-	(*Question)(nil),          // 2: millrace.v1.Question
-	(*ModelID)(nil),           // 3: millrace.v1.ModelID
-	(*ContractViolation)(nil), // 4: millrace.v1.ContractViolation
-	(*Enrichment)(nil),        // 5: millrace.v1.Enrichment
-	(*Sample)(nil),            // 6: millrace.v1.Sample
-	(*Conversation)(nil),      // 7: millrace.v1.Conversation
-	(*Turn)(nil),              // 8: millrace.v1.Turn
+	(CacheHit)(0),             // 1: millrace.v1.CacheHit
+	(*Message)(nil),           // 2: millrace.v1.Message
+	(*Question)(nil),          // 3: millrace.v1.Question
+	(*CachedAnswer)(nil),      // 4: millrace.v1.CachedAnswer
+	(*ModelID)(nil),           // 5: millrace.v1.ModelID
+	(*ContractViolation)(nil), // 6: millrace.v1.ContractViolation
+	(*Enrichment)(nil),        // 7: millrace.v1.Enrichment
+	(*Sample)(nil),            // 8: millrace.v1.Sample
+	(*Conversation)(nil),      // 9: millrace.v1.Conversation
+	(*Summary)(nil),           // 10: millrace.v1.Summary
+	(*Turn)(nil),              // 11: millrace.v1.Turn
 }
 var file_millrace_v1_enrich_proto_depIdxs = []int32{
-	0, // 0: millrace.v1.Message.role:type_name -> millrace.v1.Role
-	1, // 1: millrace.v1.Question.messages:type_name -> millrace.v1.Message
-	3, // 2: millrace.v1.Enrichment.model:type_name -> millrace.v1.ModelID
-	4, // 3: millrace.v1.Enrichment.violations:type_name -> millrace.v1.ContractViolation
-	3, // 4: millrace.v1.Enrichment.next_model:type_name -> millrace.v1.ModelID
-	6, // 5: millrace.v1.Enrichment.sample:type_name -> millrace.v1.Sample
-	8, // 6: millrace.v1.Conversation.turns:type_name -> millrace.v1.Turn
-	0, // 7: millrace.v1.Turn.role:type_name -> millrace.v1.Role
-	3, // 8: millrace.v1.Turn.model:type_name -> millrace.v1.ModelID
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	0,  // 0: millrace.v1.Message.role:type_name -> millrace.v1.Role
+	2,  // 1: millrace.v1.Question.messages:type_name -> millrace.v1.Message
+	4,  // 2: millrace.v1.Question.cached:type_name -> millrace.v1.CachedAnswer
+	5,  // 3: millrace.v1.CachedAnswer.model:type_name -> millrace.v1.ModelID
+	5,  // 4: millrace.v1.Enrichment.model:type_name -> millrace.v1.ModelID
+	6,  // 5: millrace.v1.Enrichment.violations:type_name -> millrace.v1.ContractViolation
+	5,  // 6: millrace.v1.Enrichment.next_model:type_name -> millrace.v1.ModelID
+	1,  // 7: millrace.v1.Enrichment.cache_hit:type_name -> millrace.v1.CacheHit
+	8,  // 8: millrace.v1.Enrichment.sample:type_name -> millrace.v1.Sample
+	11, // 9: millrace.v1.Conversation.turns:type_name -> millrace.v1.Turn
+	10, // 10: millrace.v1.Conversation.summary:type_name -> millrace.v1.Summary
+	5,  // 11: millrace.v1.Summary.model:type_name -> millrace.v1.ModelID
+	0,  // 12: millrace.v1.Turn.role:type_name -> millrace.v1.Role
+	5,  // 13: millrace.v1.Turn.model:type_name -> millrace.v1.ModelID
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_millrace_v1_enrich_proto_init() }
@@ -973,8 +1383,8 @@ func file_millrace_v1_enrich_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_v1_enrich_proto_rawDesc), len(file_millrace_v1_enrich_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   8,
+			NumEnums:      2,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

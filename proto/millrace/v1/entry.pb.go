@@ -312,7 +312,10 @@ type Entry struct {
 	// What the rounds before the present one came to, in the form of the step.
 	Progress []byte `protobuf:"bytes,9,opt,name=progress,proto3,oneof" json:"progress,omitempty"`
 	// What the present ask took out of budgets, a Reservation; absent without budgets.
-	Reserved      []byte `protobuf:"bytes,20,opt,name=reserved,proto3,oneof" json:"reserved,omitempty"`
+	Reserved []byte `protobuf:"bytes,20,opt,name=reserved,proto3,oneof" json:"reserved,omitempty"`
+	// The event has its result: the present round is for the sake of those that come
+	// after it in its lane.
+	Further       bool `protobuf:"varint,21,opt,name=further,proto3" json:"further,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -415,6 +418,13 @@ func (x *Entry) GetReserved() []byte {
 		return x.Reserved
 	}
 	return nil
+}
+
+func (x *Entry) GetFurther() bool {
+	if x != nil {
+		return x.Further
+	}
+	return false
 }
 
 // Ask says who is to answer the present round of an entry.
@@ -862,7 +872,7 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12*\n" +
-	"\x06record\x18\x04 \x01(\v2\x12.millrace.v1.EventR\x06record\"\x82\x03\n" +
+	"\x06record\x18\x04 \x01(\v2\x12.millrace.v1.EventR\x06record\"\x9c\x03\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12(\n" +
 	"\x05event\x18\x02 \x01(\v2\x12.millrace.v1.EventR\x05event\x12+\n" +
@@ -875,7 +885,8 @@ const file_millrace_v1_entry_proto_rawDesc = "" +
 	"\x03ask\x18\a \x01(\v2\x10.millrace.v1.AskR\x03ask\x12.\n" +
 	"\aoutcome\x18\b \x01(\v2\x14.millrace.v1.OutcomeR\aoutcome\x12\x1f\n" +
 	"\bprogress\x18\t \x01(\fH\x01R\bprogress\x88\x01\x01\x12\x1f\n" +
-	"\breserved\x18\x14 \x01(\fH\x02R\breserved\x88\x01\x01B\v\n" +
+	"\breserved\x18\x14 \x01(\fH\x02R\breserved\x88\x01\x01\x12\x18\n" +
+	"\afurther\x18\x15 \x01(\bR\afurtherB\v\n" +
 	"\t_resolvedB\v\n" +
 	"\t_progressB\v\n" +
 	"\t_reserved\"[\n" +
