@@ -39,6 +39,7 @@ type command struct {
 
 func commands() []command {
 	return []command{
+		{name: "conversations", args: "export [flags]", summary: "export the conversations of a step as JSON lines", run: conversationsCommand},
 		{name: "demo", args: "[flags]", summary: "enrich review sentences with a real model, exactly once", run: demoCommand},
 		{name: "dlq", args: "COMMAND [flags]", summary: "list, show and replay dead letters", run: dlqCommand},
 		{name: "model-server", args: "[flags]", summary: "serve the demo's model, with faults on demand", run: modelServerCommand},
