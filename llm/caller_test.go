@@ -316,7 +316,7 @@ func TestCallBeyondBreaker(t *testing.T) {
 		if !strings.Contains(err.Error(), "until it is reset") {
 			t.Errorf("the error does not say what to do: %v", err)
 		}
-		time.Sleep(time.Until(retryAt))
+		<-time.After(time.Until(retryAt))
 		if n, at := c.Admit(0); n != 2 || !at.IsZero() {
 			t.Errorf("when probes are due it admits %d until %v, want 2", n, at)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -122,8 +123,11 @@ func talkRun(t *testing.T, rng *rand.Rand) {
 	}
 }
 
-func offsetOf(event string) (n int) {
-	fmt.Sscan(strings.Split(event, "/")[3], &n)
+func offsetOf(event string) int {
+	n, err := strconv.Atoi(strings.Split(event, "/")[3])
+	if err != nil {
+		panic(err)
+	}
 	return n
 }
 

@@ -47,7 +47,11 @@ const gatePause = 100 * time.Millisecond
 // admitted waits for the gate of the call, and reports whether it opened in time.
 func (c *Call) admitted(began time.Time) bool {
 	for {
-		time.Sleep(gatePause)
+		select {
+		case <-time.After(gatePause):
+		case <-c.task.ctx.Done():
+			return false
+		}
 		if c.call.MaxWait > 0 && time.Since(began) >= c.call.MaxWait {
 			return false
 		}

@@ -132,7 +132,7 @@ func TestAdmission(t *testing.T) {
 			c.Slots, c.Flight = 4, "same"
 			if i == 0 {
 				c.Run = func(context.Context) processors.Raw {
-					time.Sleep(time.Second)
+					<-time.After(time.Second)
 					return processors.Raw{Value: []byte("no"), Headers: []processors.Header{{Key: "millrace.outcome", Value: []byte("error")}}}
 				}
 			}
