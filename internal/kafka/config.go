@@ -189,6 +189,7 @@ func (c *Config) base() []kgo.Opt {
 		kgo.RecordPartitioner(Partitioner()),
 		kgo.ProducerBatchCompression(compression...),
 		kgo.MaxBufferedRecords(maxBuffered),
+		kgo.MetadataMinAge(metadataMinAge),
 	}
 	if c.SASL != nil {
 		opts = append(opts, kgo.SASL(c.SASL.mechanism()))
@@ -203,6 +204,12 @@ func (c *Config) base() []kgo.Opt {
 	}
 	return append(opts, kgo.Dialer(dial))
 }
+
+// metadataMinAge is how long a batch that the broker refused for a moment waits: kgo
+// asks for metadata before it tries again, and by default at most every 5 s. With
+// transaction.version 2 a busy broker often refuses the first batch for a partition.
+// It is Kafka's own retry.backoff.ms.
+const metadataMinAge = 100 * time.Millisecond
 
 // How long a connection may take to open, and how long a failure takes at least.
 const (

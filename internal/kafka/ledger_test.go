@@ -434,6 +434,41 @@ func TestNewLedgerEndsDanglingTransaction(t *testing.T) {
 	})
 }
 
+// A broker that is busy with the transaction before refuses the first batch for a
+// partition for a moment. The transaction waits about as long, not for seconds.
+func TestLedgerTriesAgainSoon(t *testing.T) {
+	eachTxnVersion(t, func(t *testing.T, b *fakeBroker, info BrokerInfo) {
+		m := b.join(info, "i1")
+		defer m.close()
+		m.produce("a")
+		m.commit(Committed, at(1))
+		refused := 0
+		b.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			refused++
+			preq := req.(*kmsg.ProduceRequest)
+			resp := preq.ResponseKind().(*kmsg.ProduceResponse)
+			for _, topic := range preq.Topics {
+				one := kmsg.NewProduceResponseTopic()
+				one.Topic, one.TopicID = topic.Topic, topic.TopicID
+				for _, p := range topic.Partitions {
+					part := kmsg.NewProduceResponseTopicPartition()
+					part.Partition, part.ErrorCode, part.BaseOffset = p.Partition, kerr.NotEnoughReplicas.Code, -1
+					one.Partitions = append(one.Partitions, part)
+				}
+				resp.Topics = append(resp.Topics, one)
+			}
+			return resp, nil, true
+		})
+		start := time.Now()
+		m.produce("b")
+		m.commit(Committed, at(2))
+		mustEqual(t, "refused requests", refused, 1)
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("the transaction took %v", d)
+		}
+	})
+}
+
 // From version 6 on the broker identifies topics by id only.
 func TestLedgerSetsTopicIDs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
