@@ -147,8 +147,7 @@ type runner struct {
 	sum     *Summary
 }
 
-func (r *runner) run(ctx context.Context) error {
-	var err error
+func (r *runner) run(ctx context.Context) (err error) {
 	if r.client, err = kgo.NewClient(kgo.SeedBrokers(r.Brokers...)); err != nil {
 		return err
 	}
@@ -180,7 +179,7 @@ func (r *runner) run(ctx context.Context) error {
 	go func() { watching <- r.watch(watchCtx) }() // ends with watchCtx
 	defer func() {
 		done()
-		_ = <-watching // it ends for no other reason
+		err = errors.Join(err, <-watching)
 	}()
 	fed := make(chan error, 1)
 	go func() { fed <- r.feed(ctx) }() // ends with the last event, or with ctx
