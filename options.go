@@ -139,9 +139,10 @@ func OnError(policy func(*processors.Error) processors.Action) Option {
 	return func(c *engine.Config) { c.Policy = policy }
 }
 
-// SkipLost goes on behind records that retention removed before they were read, and
-// where a broker has cut off its log: what it lost there was processed, and its
-// outputs stay. The default parks the task and reports the range.
+// SkipLost goes on behind records that retention removed before they were read, behind
+// batches that unpack to more than 64 MiB, and where a broker has cut off its log: what
+// it lost there was processed, and its outputs stay. The default parks the task and
+// reports the range.
 func SkipLost() Option {
 	return func(c *engine.Config) { c.SkipLost = true }
 }

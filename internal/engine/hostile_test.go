@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace/millrace/internal/engine"
+	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/topology"
@@ -253,4 +254,53 @@ func TestHostileListener(t *testing.T) {
 		defer a.stop()
 		r.await("out", 1)
 	}, "in", "out")
+}
+
+// A batch that unpacks to more than the client takes parks its task, which says so and
+// keeps its offset, or is passed and counted; the other tasks go on.
+func TestDecompressionBomb(t *testing.T) {
+	for name, skip := range map[string]bool{"parked": false, "skipped": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(r *rig) {
+				cl, err := kgo.NewClient(append(r.opts(), kgo.ProducerBatchMaxBytes(100<<20), kgo.BrokerMaxWriteBytes(200<<20),
+					kgo.MaxBufferedBytes(200<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()))...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer cl.Close()
+				record := func() { r.produce("in", &kgo.Record{Key: []byte("k"), Value: []byte("v")}) }
+				record()
+				bomb := &kgo.Record{Topic: "in", Key: []byte("k"), Value: make([]byte, kafka.MaxDecompressed)}
+				if err := cl.ProduceSync(r.t.Context(), bomb).FirstErr(); err != nil {
+					t.Fatal(err)
+				}
+				record()
+				b := topology.New("app")
+				topology.Stream(b, "in", serde.String(), serde.String()).To("out")
+				topology.Stream(b, "in2", serde.String(), serde.String()).To("out2")
+				a := r.start(b, vfs.NewMem(), func(c *engine.Config) { c.Logger, c.SkipLost = slog.New(slog.DiscardHandler), skip })
+				defer a.stop()
+				r.pass(10 * time.Minute)
+				r.produce("in2", &kgo.Record{Key: []byte("k"), Value: []byte("v")})
+				r.await("out2", 1)
+				lost := a.metric("millrace_retention_lost_records_total", map[string]string{"topic": "in"})
+				if skip {
+					r.await("out", 2)
+					if lost != 1 {
+						t.Errorf("%v records are counted as lost, want 1", lost)
+					}
+					return
+				}
+				r.await("out", 1)
+				for _, task := range a.Tasks() {
+					if task.Task.SubTopology == "in" && (task.State != engine.Parked || !strings.Contains(task.Err.Error(), "records 1 to 1")) {
+						t.Errorf("the task is %s: %v", task.State, task.Err)
+					}
+				}
+				if at := r.GroupInfo("app").Commits["in"][0].Offset; at != 1 || lost != 0 {
+					t.Errorf("committed offset %d, must stay before the batch; %v records are counted as lost", at, lost)
+				}
+			}, "in", "out", "in2", "out2")
+		})
+	}
 }

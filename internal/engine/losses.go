@@ -17,6 +17,8 @@ type groupPartition struct {
 type loss struct {
 	counted   int64 // the offset below which records that retention removed are counted
 	truncated *kgo.ErrDataLoss
+	// oversized is a batch that unpacks to more than the client takes.
+	oversized *kgo.ErrDecompressTooLarge
 }
 
 func (inst *Instance) lossOf(in groupPartition) *loss {
@@ -44,6 +46,25 @@ func (inst *Instance) truncated(in groupPartition, what *kgo.ErrDataLoss) {
 	inst.mu.Lock()
 	defer inst.mu.Unlock()
 	inst.lossOf(in).truncated = what
+}
+
+// oversized notes a batch that the client does not unpack. It is fetched once: until the
+// position is behind it, there is nothing more to come.
+func (inst *Instance) oversized(in groupPartition, what *kgo.ErrDecompressTooLarge) {
+	inst.mu.Lock()
+	defer inst.mu.Unlock()
+	inst.lossOf(in).oversized = what
+}
+
+// oversizedAt returns the batch that the client does not unpack if an offset is in it,
+// else nil.
+func (inst *Instance) oversizedAt(in groupPartition, at int64) *kgo.ErrDecompressTooLarge {
+	inst.mu.Lock()
+	defer inst.mu.Unlock()
+	if l := inst.losses[in]; l != nil && l.oversized != nil && at >= l.oversized.Offset && at < l.oversized.NextOffset {
+		return l.oversized
+	}
+	return nil
 }
 
 // truncation returns where the log was cut off if an offset of the group lies behind

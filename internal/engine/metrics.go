@@ -50,7 +50,7 @@ func newMetrics(inst *Instance, reg prometheus.Registerer) *metrics {
 	m.drops = counter("dropped_records_total", "Records that an operator dropped, by reason.", "subtopology", "step", "reason")
 	m.commits = histogram("commit_seconds", "Duration of a commit: changelogs, flush, offsets, end of transaction.", prometheus.ExponentialBuckets(0.001, 2, 14), "group")
 	m.aborts = counter("aborts_total", "Transactions that did not commit.", "group")
-	m.lostRecords = counter("retention_lost_records_total", "Records that retention removed before the group read them, each counted once by an instance.", "topic")
+	m.lostRecords = counter("retention_lost_records_total", "Records that retention removed before the group read them, or of batches too large to unpack, each counted once by an instance.", "topic")
 	m.restored = counter("restored_records_total", "Changelog records applied by restores.", "subtopology")
 	m.calls = histogram("async_call_seconds", "Duration of the calls of asynchronous steps, retries included.", prometheus.ExponentialBuckets(0.005, 2, 16), "step", "outcome")
 	m.interrupted = counter("async_interrupted_total", "Calls that were cancelled or found abandoned, and will be made again.", "step")

@@ -279,6 +279,9 @@ func (s *session) fetchFailed(topic string, partition int32, err error) {
 	if truncated, ok := errors.AsType[*kgo.ErrDataLoss](err); ok {
 		s.w.inst.truncated(groupPartition{s.w.group, topic, partition}, truncated)
 	}
+	if oversized, ok := errors.AsType[*kgo.ErrDecompressTooLarge](err); ok {
+		s.w.inst.oversized(groupPartition{s.w.group, topic, partition}, oversized)
+	}
 	id, err := s.w.taskOf(topic, partition), s.w.fetchError(topic, partition, err)
 	s.mu.Lock()
 	owned := s.owned[topic][partition]

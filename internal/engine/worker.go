@@ -240,7 +240,8 @@ func (w *worker) startOffsets(ctx context.Context, fetched map[string]map[int32]
 	for topic, ps := range fetched {
 		for p, offset := range ps {
 			at := offset.EpochOffset()
-			set(starts, topic, p, w.startOf(topic, p, kafka.Offset{At: at.Offset, Epoch: at.Epoch}, begins[topic][p], ends[topic][p]))
+			s := w.startOf(topic, p, kafka.Offset{At: at.Offset, Epoch: at.Epoch}, begins[topic][p], ends[topic][p])
+			set(starts, topic, p, w.passOversized(topic, p, s))
 		}
 	}
 	return starts, nil
@@ -278,6 +279,27 @@ func (w *worker) startOf(topic string, p int32, at kafka.Offset, begin, end int6
 		return start{at: kafka.Offset{At: end, Epoch: -1}, fresh: true}
 	}
 	return start{at: kafka.Offset{At: begin, Epoch: -1}, fresh: true}
+}
+
+// passOversized lets no task begin at a batch that the client does not unpack: it would
+// wait for it for ever.
+func (w *worker) passOversized(topic string, p int32, s start) start {
+	in := groupPartition{w.group, topic, p}
+	batch := w.inst.oversizedAt(in, s.at.At)
+	if s.err != nil || batch == nil {
+		return s
+	}
+	if !w.cfg.SkipLost {
+		s.err = fmt.Errorf("%s/%d: the batch of records %d to %d unpacks to more than %d bytes, which is the most that is read: set the offset of group %q to %d to go on behind it, or pass such batches with millrace.SkipLost",
+			topic, p, batch.Offset, batch.NextOffset-1, kafka.MaxDecompressed, w.group, batch.NextOffset)
+		return s
+	}
+	if n := w.inst.removed(in, s.at.At, batch.NextOffset); n > 0 {
+		w.inst.metrics.lost(topic, n)
+		w.log.Error("a batch that unpacks to more than is read is passed", "topic", topic, "partition", p, "from", s.at.At, "to", batch.NextOffset-1)
+	}
+	s.at = kafka.Offset{At: batch.NextOffset, Epoch: -1}
+	return s
 }
 
 func (w *worker) startPolicy(topic string) topology.StartPolicy {

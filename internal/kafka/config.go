@@ -28,8 +28,8 @@ const (
 )
 
 const (
-	// maxDecompressed bounds what one batch may decompress to.
-	maxDecompressed = 64 << 20
+	// MaxDecompressed bounds the bytes that one batch may decompress to.
+	MaxDecompressed = 64 << 20
 	// maxBuffered bounds the records waiting to be written; Produce then blocks.
 	maxBuffered = 100_000
 	// DefaultBatchBytes is the largest batch written to a topic of which nothing
@@ -182,7 +182,7 @@ func (c *Config) base() []kgo.Opt {
 		kgo.WithLogger(&slogger{l: c.Logger}),
 		kgo.DisableClientMetrics(),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.MaxDecompressBatchBytes(maxDecompressed),
+		kgo.MaxDecompressBatchBytes(MaxDecompressed),
 		// Offsets are decided by us: whatever is out of range is an error.
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
