@@ -551,11 +551,12 @@ type Enrichment struct {
 	Violations []*ContractViolation `protobuf:"bytes,21,rep,name=violations,proto3" json:"violations,omitempty"`
 	// Which model to ask in the next round.
 	NextModel *ModelID `protobuf:"bytes,22,opt,name=next_model,json=nextModel,proto3" json:"next_model,omitempty"`
-	// At most so many more tokens were used by attempts that told no usage.
-	UnsureTokens int64  `protobuf:"varint,40,opt,name=unsure_tokens,json=unsureTokens,proto3" json:"unsure_tokens,omitempty"`
-	PromptLabel  string `protobuf:"bytes,23,opt,name=prompt_label,json=promptLabel,proto3" json:"prompt_label,omitempty"`
+	// prod, canary, built-in or pinned.
+	PromptLabel string `protobuf:"bytes,23,opt,name=prompt_label,json=promptLabel,proto3" json:"prompt_label,omitempty"`
 	// The generation of the step's message that the answers follow.
 	Generation int32 `protobuf:"varint,24,opt,name=generation,proto3" json:"generation,omitempty"`
+	// At most so many more tokens were used by attempts that told no usage.
+	UnsureTokens int64 `protobuf:"varint,40,opt,name=unsure_tokens,json=unsureTokens,proto3" json:"unsure_tokens,omitempty"`
 	// Who gave the last answer in place of a model.
 	CacheHit CacheHit `protobuf:"varint,41,opt,name=cache_hit,json=cacheHit,proto3,enum=millrace.v1.CacheHit" json:"cache_hit,omitempty"`
 	// Of an accepted answer, if the step has a cache: the SHA-256 of what its model is
@@ -756,13 +757,6 @@ func (x *Enrichment) GetNextModel() *ModelID {
 	return nil
 }
 
-func (x *Enrichment) GetUnsureTokens() int64 {
-	if x != nil {
-		return x.UnsureTokens
-	}
-	return 0
-}
-
 func (x *Enrichment) GetPromptLabel() string {
 	if x != nil {
 		return x.PromptLabel
@@ -773,6 +767,13 @@ func (x *Enrichment) GetPromptLabel() string {
 func (x *Enrichment) GetGeneration() int32 {
 	if x != nil {
 		return x.Generation
+	}
+	return 0
+}
+
+func (x *Enrichment) GetUnsureTokens() int64 {
+	if x != nil {
+		return x.UnsureTokens
 	}
 	return 0
 }
@@ -1266,12 +1267,12 @@ const file_millrace_v1_enrich_proto_rawDesc = "" +
 	"violations\x18\x15 \x03(\v2\x1e.millrace.v1.ContractViolationR\n" +
 	"violations\x123\n" +
 	"\n" +
-	"next_model\x18\x16 \x01(\v2\x14.millrace.v1.ModelIDR\tnextModel\x12#\n" +
-	"\runsure_tokens\x18( \x01(\x03R\funsureTokens\x12!\n" +
+	"next_model\x18\x16 \x01(\v2\x14.millrace.v1.ModelIDR\tnextModel\x12!\n" +
 	"\fprompt_label\x18\x17 \x01(\tR\vpromptLabel\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x18 \x01(\x05R\n" +
-	"generation\x122\n" +
+	"generation\x12#\n" +
+	"\runsure_tokens\x18( \x01(\x03R\funsureTokens\x122\n" +
 	"\tcache_hit\x18) \x01(\x0e2\x15.millrace.v1.CacheHitR\bcacheHit\x12\x18\n" +
 	"\arequest\x18* \x01(\fR\arequest\x12 \n" +
 	"\vtraceparent\x182 \x01(\tR\vtraceparent\x12\x1e\n" +
