@@ -51,7 +51,8 @@ var Prompt = prompt.Must(prompt.Config{
 	Name: "sentiment",
 	System: `You judge the sentiment of one sentence of a product review. Sentences of the same review may come before it: ` +
 		`they are context, judge the last one only. A positive label needs a score of at least 0, a negative one of at most 0.`,
-	User: `{{if eq .Event.Kind 2}}It is a question: judge the tone in which it is asked.
+	User: `{{with .Tables.product}}Product: {{.Name}}
+{{end}}{{if eq .Event.Kind 2}}It is a question: judge the tone in which it is asked.
 {{else if eq .Event.Kind 3}}It is long: judge it as a whole.
 {{end}}Sentence: {{.Event.Text}}`,
 })
@@ -77,9 +78,13 @@ func Build(app string, model llm.Model, opts ...topology.LookupOption) *topology
 		as(kinds.Default("statements"), reviewsv1.Kind_KIND_STATEMENT),
 	)
 
+	products := topology.GlobalTable(b, topics.Products, "products", serde.String(), serde.Proto[*reviewsv1.Product]())
 	judged := topology.Enrich(routed, step, topology.Enrichment[string, *reviewsv1.Sentence, *reviewsv1.Sentiment]{
-		Model:         model,
-		Prompt:        Prompt,
+		Model:  model,
+		Prompt: Prompt,
+		Tables: map[string]topology.PromptTable[string, *reviewsv1.Sentence]{
+			"product": topology.GlobalRow(products, func(review string, _ *reviewsv1.Sentence) string { return review }),
+		},
 		MaxTokens:     200,
 		MaxReasks:     5,
 		OnOpenBreaker: processors.OpenFallback,
@@ -90,7 +95,6 @@ func Build(app string, model llm.Model, opts ...topology.LookupOption) *topology
 	}, opts...)
 	judged.Fallbacks().To(topics.Fallbacks)
 
-	products := topology.GlobalTable(b, topics.Products, "products", serde.String(), serde.Proto[*reviewsv1.Product]())
 	answers := topology.MapValues(judged.Answers(), withSentiment)
 	enriched := topology.GlobalLeftJoin(answers, products, byReview, withProduct).WithValueSerde(serde.Proto[*reviewsv1.EnrichedSentence]())
 	enriched.To(topics.Enriched)

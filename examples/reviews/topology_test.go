@@ -75,8 +75,8 @@ func TestTopology(t *testing.T) {
 		said = append(said, string(m.Role)+": "+m.Text)
 	}
 	wantSaid := []string{
-		"user: Sentence: <data>it is good.</data>", `assistant: {"label":"LABEL_NEUTRAL","score":0}`,
-		"user: It is a question: judge the tone in which it is asked.\nSentence: <data>is it good?</data>",
+		"user: Product: <data>One</data>\nSentence: <data>it is good.</data>", `assistant: {"label":"LABEL_NEUTRAL","score":0}`,
+		"user: Product: <data>One</data>\nIt is a question: judge the tone in which it is asked.\nSentence: <data>is it good?</data>",
 	}
 	if !slices.Equal(said, wantSaid) {
 		t.Errorf("asked %q, want %q", said, wantSaid)
