@@ -94,9 +94,10 @@ bench-llm: ## model calls: slots, memory, CPU, latency, isolation, limits (Java)
 # --- checks ----------------------------------------------------------------
 
 .PHONY: lint
-lint: $(BIN)/golangci-lint $(BIN)/buf $(VALIDATE) ## golangci-lint and buf lint
+lint: $(BIN)/golangci-lint $(BIN)/buf $(VALIDATE) ## golangci-lint, buf lint, and that bench/, a module of its own, builds
 	$(BIN)/golangci-lint run ./...
 	$(BIN)/buf lint
+	cd bench && $(GO) vet ./...
 
 .PHONY: check
 check: check-generated lint check-breaking ## generated code, lint, .proto compatibility and go.mod
