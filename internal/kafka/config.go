@@ -294,6 +294,9 @@ func (c *Config) WorkerOpts(w Worker) []kgo.Opt {
 		kgo.SessionTimeout(SessionTimeout),
 		// A fetch that waits does not include partitions resumed meanwhile.
 		kgo.FetchMaxWait(500*time.Millisecond),
+		// An answer is held unpacked, and the next one beside it: with hundreds of
+		// partitions this, and not the bound per partition, is what a worker holds.
+		kgo.FetchMaxBytes(16<<20),
 		// Flush sends at once; until then waiting makes batches larger.
 		kgo.ProducerLinger(5*time.Millisecond),
 	)
