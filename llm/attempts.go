@@ -206,6 +206,7 @@ func generate(ctx context.Context, m Model, req *Request, timeout time.Duration)
 	defer cancel()
 	resp, err := m.Generate(ctx, req)
 	if err == nil {
+		resp.Usage = resp.Usage.believed()
 		class := Refused
 		switch resp.Finish {
 		case FinishStop:
@@ -218,6 +219,11 @@ func generate(ctx context.Context, m Model, req *Request, timeout time.Duration)
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		e = &Error{Class: ClassOf(err), Model: m.ID(), Err: err}
+	}
+	if u := e.Usage.believed(); u != e.Usage {
+		told := *e
+		told.Usage = u
+		e = &told
 	}
 	if e.Class == Unavailable && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		late := *e

@@ -240,6 +240,34 @@ func TestSummedUsage(t *testing.T) {
 	})
 }
 
+// TestLies checks that counts that make no sense give nothing back: a call never spends
+// less than nothing, and the sums do not overflow.
+func TestLies(t *testing.T) {
+	t.Parallel()
+	const most = 1 << 40
+	for _, row := range []struct {
+		name       string
+		told, want Usage
+		spent      Amount
+	}{
+		{"negative", Usage{Input: -1_000_000, Output: -1_000_000}, Usage{}, Amount{52, 47}}, // as if it told nothing
+		{"negative output", Usage{Input: 10, Output: -5}, Usage{Input: 10}, Amount{10, 10}},
+		{"more parts than the whole", Usage{Input: 10, Cached: 99, Written: 99, Output: 4, Reasoning: 99}, Usage{Input: 10, Cached: 10, Output: 4, Reasoning: 4}, Amount{18, 14}},
+		{"too many", Usage{Input: math.MaxInt64, Output: math.MaxInt64}, Usage{Input: most, Output: most}, Amount{3 * most, 2 * most}},
+	} {
+		for kind, st := range map[string]step{"answer": {usage: row.told}, "failure": {err: &Error{Class: Truncated, Status: 200, Usage: row.told, Err: errors.New("scripted")}}} {
+			c := mustCaller(t, CallerConfig{Chain: chain(script(small, st)), Prices: testPrices(t)})
+			res, _ := c.Do(t.Context(), Call{Request: question})
+			if res.Usage != row.want || res.Spent() != row.spent {
+				t.Errorf("%s, %s: usage %+v, spent %+v, want %+v, %+v", row.name, kind, res.Usage, res.Spent(), row.want, row.spent)
+			}
+			if kind == "answer" && res.Response.Usage != row.want {
+				t.Errorf("%s: the response has %+v", row.name, res.Response.Usage)
+			}
+		}
+	}
+}
+
 // TestMoney checks that a call never spends more than its money, and that the end of
 // the money leads to a cheaper model.
 func TestMoney(t *testing.T) {

@@ -90,6 +90,20 @@ func (u Usage) Add(v Usage) Usage {
 	return Usage{u.Input + v.Input, u.Cached + v.Cached, u.Written + v.Written, u.Output + v.Output, u.Reasoning + v.Reasoning}
 }
 
+// maxTokens bounds the counts of tokens that are believed, so that no sum overflows.
+const maxTokens = 1 << 40
+
+// believed cuts the counts of a provider to what makes sense: none is negative, or more
+// than what it is a part of. Else what a call spent could be less than nothing.
+func (u Usage) believed() Usage {
+	part := func(n, whole int64) int64 { return min(max(n, 0), whole) }
+	u.Input, u.Output = part(u.Input, maxTokens), part(u.Output, maxTokens)
+	u.Cached = part(u.Cached, u.Input)
+	u.Written = part(u.Written, u.Input-u.Cached)
+	u.Reasoning = part(u.Reasoning, u.Output)
+	return u
+}
+
 // A Response is a model's answer.
 type Response struct {
 	Text   string

@@ -49,27 +49,20 @@ type Price struct {
 	Long     Rates
 }
 
-// maxTokens bounds the counts of tokens that are believed, so that no sum overflows.
-const maxTokens = 1 << 40
-
 // Cost returns what an attempt cost, rounded up to a whole micro-dollar. Counts that
 // make no sense (more cached than input, negative) are cut to what does.
 func (p Price) Cost(u Usage) Micros {
 	r := p.Rates
+	u = u.believed()
 	if p.LongOver > 0 && u.Input > p.LongOver {
 		r = p.Long
 	}
-	part := func(n, whole int64) int64 { return min(max(n, 0), whole) }
-	input, output := part(u.Input, maxTokens), part(u.Output, maxTokens)
-	cached := part(u.Cached, input)
-	written := part(u.Written, input-cached)
-	reasoning := part(u.Reasoning, output)
 	var s sum
-	s.add(input-cached-written, r.Input)
-	s.add(cached, r.Cached)
-	s.add(written, r.Written)
-	s.add(output-reasoning, r.Output)
-	s.add(reasoning, r.Reasoning)
+	s.add(u.Input-u.Cached-u.Written, r.Input)
+	s.add(u.Cached, r.Cached)
+	s.add(u.Written, r.Written)
+	s.add(u.Output-u.Reasoning, r.Output)
+	s.add(u.Reasoning, r.Reasoning)
 	return s.micros()
 }
 

@@ -15,6 +15,8 @@ const (
 	weight = 0.1
 	// unboundedOutput is the estimate of an answer of which nothing is known.
 	unboundedOutput = 1024
+	// maxOutput is the longest answer that is believed.
+	maxOutput = 1 << 18
 )
 
 // estimator guesses the tokens of requests and learns from their usage.
@@ -29,6 +31,7 @@ type estimate struct {
 	plain         float64 // bytes/3.5: what ratios refer to
 	input, output int64
 	max           int64 // MaxTokens, or the output if that is not set
+	limit         int64 // MaxTokens
 }
 
 func (e estimate) need() amounts {
@@ -50,7 +53,7 @@ func (s *estimator) estimate(req *llm.Request) estimate {
 			out = float64(limit)
 		}
 	}
-	e := estimate{plain: plain, input: int64(math.Ceil(plain * ratio)), output: int64(math.Ceil(out)), max: limit}
+	e := estimate{plain: plain, limit: limit, input: int64(math.Ceil(plain * ratio)), output: int64(math.Ceil(out)), max: limit}
 	if limit <= 0 {
 		e.max = e.output
 	}
@@ -58,15 +61,20 @@ func (s *estimator) estimate(req *llm.Request) estimate {
 	return e
 }
 
-// learn moves what is known towards a usage.
+// learn moves what is known towards a usage, as far as it makes sense: no token is
+// shorter than a byte, and no answer longer than it may be.
 func (s *estimator) learn(e estimate, u llm.Usage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if u.Input > 0 && e.plain > 0 {
-		s.ratio = towards(s.ratio, min(max(float64(u.Input)/e.plain, 0.1), 10))
+		s.ratio = towards(s.ratio, min(max(float64(u.Input)/e.plain, 0.1), bytesPerToken))
 	}
 	if u.Output > 0 {
-		s.output = towards(s.output, float64(u.Output))
+		out := u.Output
+		if e.limit > 0 {
+			out = min(out, e.limit)
+		}
+		s.output = towards(s.output, min(float64(out), maxOutput))
 	}
 }
 

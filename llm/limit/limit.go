@@ -110,11 +110,11 @@ func (l *Limits) of(id llm.ID) *limiter {
 // class ContextTooLong if a whole minute does not allow the request.
 func (l *Limits) Reserve(ctx context.Context, id llm.ID, req *llm.Request, since time.Time) (done func(*llm.Response, error), err error) {
 	m := l.of(id)
-	e := m.estimator.estimate(req)
-	if err := m.fits(id, e); err != nil {
+	e, need, err := m.need(id, req)
+	if err != nil {
 		return nil, err
 	}
-	r, err := m.reserve(ctx, e.need(), since)
+	r, err := m.reserve(ctx, need, since)
 	if err != nil {
 		return nil, fmt.Errorf("limits of %s: %w", id, err)
 	}

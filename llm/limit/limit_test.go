@@ -462,6 +462,39 @@ func TestTooLargeForAMinute(t *testing.T) {
 	}
 }
 
+// A provider that lies about what was used, or has a bug, holds nothing up for longer
+// than a minute, and fails no request that fits.
+func TestLies(t *testing.T) {
+	t.Parallel()
+	for name, u := range map[string]llm.Usage{
+		"all":    {Input: 1 << 40, Output: 1 << 40},
+		"output": {Output: 1 << 40},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				l := mustNew(t, Rate{Input: 6_000, Output: 6_000, Tokens: 12_000})
+				for _, n := range []int{0, 200} {
+					for i := range 40 {
+						began := time.Now()
+						done, err := l.Reserve(t.Context(), model, ask(n), began)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if waited := time.Since(began); waited > 2*time.Minute {
+							t.Fatalf("request %d of %d tokens waited for %s", i, n, waited)
+						}
+						done(&llm.Response{Usage: u}, nil)
+					}
+				}
+				if in, out := l.Estimate(model, ask(200)); in > 350 || out > 200 {
+					t.Errorf("learned %d, %d", in, out)
+				}
+			})
+		})
+	}
+}
+
 func TestEstimateLearns(t *testing.T) {
 	t.Parallel()
 	l := mustNew(t, Rate{})

@@ -65,16 +65,28 @@ func newLimiter(r Rate, share float64, now time.Time) *limiter {
 	return m
 }
 
-// fits fails for a request that a whole minute does not allow.
-func (m *limiter) fits(id llm.ID, e estimate) error {
+// need returns what an attempt takes. It fails for a request that a whole minute does
+// not allow, by its own size: what was learned of others, which providers tell, only
+// makes it wait.
+func (m *limiter) need(id llm.ID, req *llm.Request) (estimate, amounts, error) {
+	e := m.estimator.estimate(req)
 	need := e.need()
-	for _, i := range []int{input, output, tokens} {
-		if b := &m.buckets[i]; b.perSecond > 0 && need[i] > b.perSecond*60 { // neither changes
-			return &llm.Error{Class: llm.ContextTooLong, Model: id, Err: fmt.Errorf(
-				"the request takes about %.0f tokens, and the limit is %.0f a minute; raise it, shorten the prompt or lower MaxTokens", need[i], b.perSecond*60)}
+	least := amounts{input: e.plain, tokens: e.plain + float64(max(req.MaxTokens, 0))}
+	for i := range m.buckets {
+		b := &m.buckets[i]
+		if b.perSecond == 0 {
+			continue
+		}
+		minute := b.perSecond * 60 // does not change
+		if math.Ceil(least[i]) > minute && i != requests {
+			return e, need, &llm.Error{Class: llm.ContextTooLong, Model: id, Err: fmt.Errorf(
+				"the request takes about %.0f tokens, and the limit is %.0f a minute; raise it, shorten the prompt or lower MaxTokens", least[i], minute)}
+		}
+		if i != requests {
+			need[i] = min(need[i], minute)
 		}
 	}
-	return nil
+	return e, need, nil
 }
 
 // reserve waits until all buckets can give what is needed, behind those whose calls
@@ -263,7 +275,8 @@ type reservation struct {
 	need amounts
 }
 
-// Settle replaces what was reserved by what was used.
+// Settle replaces what was reserved by what was used, of which no more than a minute
+// allows is believed.
 func (r *reservation) Settle(u llm.Usage) {
 	r.settle(amounts{
 		requests: 1,
@@ -283,7 +296,7 @@ func (r *reservation) settle(used amounts) {
 	now := time.Now()
 	m.refill(now)
 	for i := range m.buckets {
-		m.add(i, r.need[i]-used[i], 0)
+		m.add(i, r.need[i]-min(used[i], max(r.need[i], m.buckets[i].perSecond*60)), 0)
 	}
 	m.admit(now)
 }
