@@ -146,7 +146,7 @@ func (c *enrichCall[K, In, Out]) attempted(ctx context.Context, a llm.Attempt) {
 
 // counted tells the observer and the user of an attempt.
 func (c *enrichCall[K, In, Out]) counted(ctx context.Context, a llm.Attempt) {
-	c.task.Observer().Attempted(ctx, c.Step, a)
+	c.task.Observer().Attempted(ctx, Asker{c.Step, c.question.Prompt, c.question.PromptVersion}, a)
 	if c.Caller.OnAttempt != nil {
 		c.Caller.OnAttempt(ctx, a)
 	}

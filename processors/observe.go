@@ -18,9 +18,17 @@ import (
 type Observer interface {
 	// Attempted is told of an attempt at a model when it has ended, whatever becomes
 	// of its answer.
-	Attempted(ctx context.Context, step string, a llm.Attempt)
+	Attempted(ctx context.Context, by Asker, a llm.Attempt)
 	// Tracer makes the spans of the steps.
 	Tracer() trace.Tracer
+}
+
+// An Asker says for what a model was asked.
+type Asker struct {
+	Step string
+	// Prompt and PromptVersion are those of the question, for a summary those of its own
+	// prompt.
+	Prompt, PromptVersion string
 }
 
 // Unobserved is the [Observer] of a task whose calls nobody watches: spans go to
@@ -28,7 +36,7 @@ type Observer interface {
 type Unobserved struct{}
 
 // Attempted implements [Observer].
-func (Unobserved) Attempted(context.Context, string, llm.Attempt) {}
+func (Unobserved) Attempted(context.Context, Asker, llm.Attempt) {}
 
 // Tracer implements [Observer].
 func (Unobserved) Tracer() trace.Tracer { return otel.Tracer(genai.Scope) }

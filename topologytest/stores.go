@@ -213,7 +213,7 @@ func (v *WindowView[K, V]) Rows(from, to int64) []state.WindowRow[K, V] {
 }
 
 // StoreSizes returns what the stores hold of which rows expire (conversations, cached
-// answers), over all partitions, by name.
+// answers, spending), over all partitions, by name.
 func (d *Driver) StoreSizes() map[string]processors.StoreSize {
 	all := map[string]processors.StoreSize{}
 	for _, t := range d.tasks {

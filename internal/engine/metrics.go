@@ -137,7 +137,7 @@ var (
 	descLag     = prometheus.NewDesc("millrace_task_lag", "Offsets not yet committed plus in-flight entries.", []string{"subtopology", "partition"}, nil)
 	descPending = prometheus.NewDesc("millrace_async_pending", "In-flight entries of an asynchronous step.", []string{"subtopology", "partition"}, nil)
 	descOldest  = prometheus.NewDesc("millrace_async_oldest_seconds", "Age of the oldest in-flight entry.", []string{"subtopology", "partition"}, nil)
-	descRows    = prometheus.NewDesc("millrace_expiring_store_rows", "Rows of a store of which rows expire: conversations, cached answers.", []string{"store", "partition"}, nil)
+	descRows    = prometheus.NewDesc("millrace_expiring_store_rows", "Rows of a store of which rows expire: conversations, cached answers, spending.", []string{"store", "partition"}, nil)
 	descBytes   = prometheus.NewDesc("millrace_expiring_store_bytes", "Bytes of their keys and values.", []string{"store", "partition"}, nil)
 	descRestore = prometheus.NewDesc("millrace_restore_remaining", "Changelog offsets a restoring task has yet to read.", []string{"subtopology", "partition"}, nil)
 )

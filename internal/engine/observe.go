@@ -52,9 +52,9 @@ func newObserver(cfg *Config, m *stepMetrics) (*observer, error) {
 func (o *observer) Tracer() trace.Tracer { return o.tracer }
 
 // Attempted implements [processors.Observer].
-func (o *observer) Attempted(ctx context.Context, step string, a llm.Attempt) {
-	o.metrics.attempted(step, &a)
-	o.otel.Attempted(ctx, step, a)
+func (o *observer) Attempted(ctx context.Context, by processors.Asker, a llm.Attempt) {
+	o.metrics.attempted(by, &a)
+	o.otel.Attempted(ctx, by.Step, a)
 }
 
 // committed takes what a task decided in a transaction that has committed, and the

@@ -327,6 +327,7 @@ func TestStepMetrics(t *testing.T) {
 		r.await("triaged", 4)
 		r.await("app.triage.dlq", 1)
 		step, model := map[string]string{"step": "triage"}, "openai/desk"
+		version := prompt.Must(prompt.Config{Name: "p", User: "{{.Event.Text}}"}).Version()
 		for _, row := range []struct {
 			name   string
 			labels map[string]string
@@ -336,6 +337,8 @@ func TestStepMetrics(t *testing.T) {
 			{"millrace_enrich_tokens_total", map[string]string{"model": model, "kind": "input"}, 100},
 			{"millrace_enrich_tokens_total", map[string]string{"model": model, "kind": "output"}, 50},
 			{"millrace_enrich_cost_dollars_total", step, 600e-6},
+			{"millrace_enrich_cost_dollars_total", map[string]string{"step": "triage", "model": model, "prompt": "p", "version": version}, 600e-6},
+			{"millrace_enrich_tokens_total", map[string]string{"prompt": "p", "version": version, "kind": "output"}, 50},
 			{"millrace_enrich_refused_answers_total", map[string]string{"step": "triage", "class": "violation"}, 6},
 			{"millrace_enrich_reasks_total", step, 5},
 			{"millrace_enrich_violations_total", map[string]string{"rule": "json.none"}, 6},

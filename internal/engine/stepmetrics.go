@@ -30,8 +30,8 @@ func newStepMetrics(counter func(name, help string, labels ...string) *prometheu
 	seconds := prometheus.ExponentialBuckets(0.005, 2, 16)
 	return &stepMetrics{
 		attempts:       counter("enrich_attempts_total", "Attempts at models, by how they ended: ok, or the class of failure.", "step", "model", "class"),
-		tokens:         counter("enrich_tokens_total", "Tokens of attempts. cached and written are parts of input, reasoning is one of output.", "step", "model", "kind"),
-		cost:           counter("enrich_cost_dollars_total", "Cost of attempts in US dollars, of models that have a price.", "step", "model"),
+		tokens:         counter("enrich_tokens_total", "Tokens of attempts. cached and written are parts of input, reasoning is one of output.", "step", "model", "prompt", "version", "kind"),
+		cost:           counter("enrich_cost_dollars_total", "Cost of attempts in US dollars, of models that have a price.", "step", "model", "prompt", "version"),
 		took:           histogram("enrich_attempt_seconds", "Duration of attempts at models.", seconds, "step", "model"),
 		waited:         histogram("enrich_limiter_wait_seconds", "How long attempts waited for the limiter.", append([]float64{0}, seconds...), "step", "model"),
 		events:         counter("async_events_total", "Events of asynchronous steps that ended: ok, reasked, fallback, dead-letter or skipped.", "step", "status"),
@@ -78,7 +78,13 @@ func (b *bounds) of(label, value string) string {
 	return value
 }
 
-func (m *stepMetrics) attempted(step string, a *llm.Attempt) {
+// version bounds the versions of a prompt: there may be ever more of them.
+func (m *stepMetrics) version(by processors.Asker) string {
+	return m.bounds.of("version of "+by.Step+"/"+by.Prompt, by.PromptVersion)
+}
+
+func (m *stepMetrics) attempted(by processors.Asker, a *llm.Attempt) {
+	step, version := by.Step, m.version(by)
 	model, class := a.Model.String(), "ok"
 	if a.Err != nil {
 		class = m.bounds.of("class", string(a.Err.Class))
@@ -91,11 +97,11 @@ func (m *stepMetrics) attempted(step string, a *llm.Attempt) {
 		n    int64
 	}{{"input", a.Usage.Input}, {"cached", a.Usage.Cached}, {"written", a.Usage.Written}, {"output", a.Usage.Output}, {"reasoning", a.Usage.Reasoning}} {
 		if t.n > 0 {
-			m.tokens.WithLabelValues(step, model, t.kind).Add(float64(t.n))
+			m.tokens.WithLabelValues(step, model, by.Prompt, version, t.kind).Add(float64(t.n))
 		}
 	}
 	if a.Cost > 0 {
-		m.cost.WithLabelValues(step, model).Add(float64(a.Cost) / 1e6)
+		m.cost.WithLabelValues(step, model, by.Prompt, version).Add(float64(a.Cost) / 1e6)
 	}
 }
 
@@ -113,7 +119,7 @@ func (m *stepMetrics) reported(id state.TaskID, r *processors.Report) {
 	}
 	m.events.WithLabelValues(r.Step, r.Status).Inc()
 	if r.Prompt != "" {
-		m.versions.WithLabelValues(r.Step, r.Prompt, m.bounds.of("version of "+r.Step+"/"+r.Prompt, r.PromptVersion), r.Status).Inc()
+		m.versions.WithLabelValues(r.Step, r.Prompt, m.version(processors.Asker{Step: r.Step, Prompt: r.Prompt, PromptVersion: r.PromptVersion}), r.Status).Inc()
 	}
 	switch r.Status {
 	case processors.StatusOK, processors.StatusReasked:
