@@ -20,7 +20,8 @@ type StoreSize struct {
 
 // aged is a key-value store of a task whose rows expire: each is deleted, with a
 // tombstone in the changelog, when ttl has passed since it was written, by the task's
-// clock. Keys are encoded already.
+// clock. With a ttl of 0 they are kept for ever, and have no index. Keys are encoded
+// already.
 //
 // An index in the task's own rows finds them without a look at all: 't' store 0x00 |
 // time (ms, 8 bytes, big-endian) | key. A row gets its place there when it is new and,
@@ -55,7 +56,9 @@ func newAged[V any](t Task, name string, values serde.Serde[V], ttl time.Duratio
 		typed: state.NewKeyValueStore(rows, serde.Bytes(), values), rows: rows, index: t.Store(state.TaskRows),
 		prefix: append(append([]byte{'t'}, name...), 0), count: t.Cell("rows/" + name), size: t.Cell("bytes/" + name),
 	}
-	t.Schedule(WallClock, max(time.Second, min(ttl/10, time.Minute)), nil, func(int64) error { return a.sweep() })
+	if ttl > 0 {
+		t.Schedule(WallClock, max(time.Second, min(ttl/10, time.Minute)), nil, func(int64) error { return a.sweep() })
+	}
 	return a, nil
 }
 
@@ -71,7 +74,9 @@ func (a *aged[V]) get(key []byte) (v V, ok bool, err error) {
 	return v, true, nil
 }
 
-func (a *aged[V]) expired(written int64) bool { return a.now()-written >= a.ttl.Milliseconds() }
+func (a *aged[V]) expired(written int64) bool {
+	return a.ttl > 0 && a.now()-written >= a.ttl.Milliseconds()
+}
 
 // put writes a row, which says itself when that is. Its timestamp is ms since the epoch.
 func (a *aged[V]) put(key []byte, v V, timestamp int64) error {
@@ -117,6 +122,9 @@ func (a *aged[V]) held() int64 { return a.count.Value() + 1 }
 func (a *aged[V]) sizes() StoreSize { return StoreSize{a.name, a.held(), a.size.Value() + 1} }
 
 func (a *aged[V]) place(at int64, key []byte) {
+	if a.ttl == 0 {
+		return
+	}
 	k := binary.BigEndian.AppendUint64(bytes.Clone(a.prefix), uint64(at))
 	a.index.Put(append(k, key...), []byte{0})
 	if a.first != 0 {

@@ -62,6 +62,10 @@ type BudgetConfig[K, In any] struct {
 	// Limit is what may be spent in a window of the wall clock; see [llm.Budget].
 	Limit  llm.Amount
 	Window time.Duration
+	// Keep is how long after its last change a row is deleted, by the task's clock; at
+	// least Window, so that what is spent of a window is never forgotten in it. 0 keeps
+	// rows for ever.
+	Keep   time.Duration
 	Action BudgetAction
 	// Part is this step's place among the Parts steps that share the limit.
 	Part, Parts *int

@@ -146,6 +146,9 @@ func (s *EnrichStep[K, In, Out]) Start(t Task, results Forward[K, Answer[In, Out
 	if run.budgets, err = s.openBudgets(at); err != nil {
 		return nil, nil, err
 	}
+	for _, b := range run.budgets.list {
+		sizes = append(sizes, b.rows.sizes)
+	}
 	if len(s.Budgets) > 0 {
 		typed.reserve, typed.settle = run.reserve, run.settle
 	}

@@ -3,6 +3,7 @@ package processors
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -11,7 +12,6 @@ import (
 	"github.com/millrace/millrace/llm"
 	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
 	"github.com/millrace/millrace/serde"
-	"github.com/millrace/millrace/state"
 )
 
 // budgets are those of a step in a task. Their windows are of the wall clock: money is
@@ -28,7 +28,7 @@ type budgets[K, In any] struct {
 type budget[K, In any] struct {
 	BudgetConfig[K, In]
 	limit llm.Amount
-	rows  state.KeyValueStore[[]byte, *millracev1.Spending]
+	rows  *aged[*millracev1.Spending]
 }
 
 // An account is a row of a budget.
@@ -37,6 +37,8 @@ type account[K, In any] struct {
 	key   []byte
 	total llm.Amount // settled, over all windows
 	state llm.Budget
+	// unplaced is a row of before rows of the budget expired.
+	unplaced bool
 }
 
 func (a *account[K, In]) row() string { return a.Name + "\x00" + string(a.key) }
@@ -46,12 +48,11 @@ func (a *account[K, In]) row() string { return a.Name + "\x00" + string(a.key) }
 func (s *EnrichStep[K, In, Out]) openBudgets(t AsyncTask) (*budgets[K, In], error) {
 	bs := &budgets[K, In]{task: t, step: s.Step, told: s.OnBudget}
 	for _, cfg := range s.Budgets {
-		store := t.Store(cfg.Store)
-		if store == nil {
-			return nil, fmt.Errorf("step %q: budget %q: store %q: not in this task", s.Step, cfg.Name, cfg.Store)
+		rows, err := newAged(t, cfg.Store, serde.Proto[*millracev1.Spending](), cfg.Keep, spendingWritten)
+		if err != nil {
+			return nil, fmt.Errorf("step %q: budget %q: %w", s.Step, cfg.Name, err)
 		}
-		b := &budget[K, In]{BudgetConfig: cfg, limit: cfg.Limit}
-		b.rows = state.NewKeyValueStore(store, serde.Bytes(), serde.Proto[*millracev1.Spending]())
+		b := &budget[K, In]{BudgetConfig: cfg, limit: cfg.Limit, rows: rows}
 		if cfg.Part != nil {
 			b.limit = b.limit.Share(*cfg.Part, *cfg.Parts)
 		}
@@ -70,6 +71,15 @@ func (s *EnrichStep[K, In, Out]) openBudgets(t AsyncTask) (*budgets[K, In], erro
 		bs.list = append(bs.list, b)
 	}
 	return bs, nil
+}
+
+// spendingWritten says when a row was written. One that does not say is of a time when
+// rows were kept for ever: it has not expired.
+func spendingWritten(s *millracev1.Spending) int64 {
+	if s.Written == 0 {
+		return math.MaxInt64
+	}
+	return s.Written
 }
 
 // partitions returns how many the step has.
@@ -114,14 +124,14 @@ func (s *EnrichStep[K, In, Out]) least(action BudgetAction) llm.Amount {
 
 // open reads the row of a budget.
 func (bs *budgets[K, In]) open(b *budget[K, In], key []byte) (*account[K, In], error) {
-	row, ok, err := b.rows.Get(key)
+	row, ok, err := b.rows.get(key)
 	if err != nil {
 		return nil, fmt.Errorf("budget %q: %w", b.Name, err)
 	}
 	if !ok {
 		row = &millracev1.Spending{}
 	}
-	a := &account[K, In]{budget: b, key: key, total: amount(row.TotalMicros, row.TotalTokens)}
+	a := &account[K, In]{budget: b, key: key, total: amount(row.TotalMicros, row.TotalTokens), unplaced: ok && row.Written == 0}
 	a.state = llm.Budget{
 		Limit: b.limit, Window: b.Window, Start: row.WindowStart,
 		Spent: amount(row.SpentMicros, row.SpentTokens), Reserved: amount(row.ReservedMicros, row.ReservedTokens),
@@ -137,8 +147,16 @@ func (bs *budgets[K, In]) save(a *account[K, In]) error {
 		ReservedMicros: int64(b.Reserved.Money), ReservedTokens: b.Reserved.Tokens,
 		TotalMicros: int64(a.total.Money), TotalTokens: a.total.Tokens,
 	}
-	if err := a.rows.Put(a.key, row, bs.task.Now().UnixMilli()); err != nil {
+	now := a.rows.now()
+	if a.Keep > 0 {
+		row.Written = now
+	}
+	if err := a.rows.put(a.key, row, now); err != nil {
 		return fmt.Errorf("budget %q: %w", a.Name, err)
+	}
+	if a.unplaced {
+		a.rows.place(now, a.key)
+		a.unplaced = false
 	}
 	bs.tell(a, false)
 	return nil

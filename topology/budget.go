@@ -42,7 +42,8 @@ type Budget[K, In any] struct {
 	Tenant func(key K, event In) string
 	// Money and Tokens are what may be spent in a window; 0 sets no bound. Money needs
 	// the field Prices of the step to have a price of every model; tokens are input and
-	// output together.
+	// output together. With [llm.NoLimit] the budget bounds nothing and only keeps
+	// accounts: what each key, tenant, topic or version of a prompt has cost.
 	Money  llm.Micros
 	Tokens int64
 	// Window is the time that they are for, at least a second. Windows are of the wall
@@ -50,6 +51,12 @@ type Budget[K, In any] struct {
 	// length since the epoch: days at midnight UTC. A call counts in the window in which
 	// it reserved. 0 is a single window without end.
 	Window time.Duration
+	// Keep is how long after its last change a row is deleted, with a tombstone in the
+	// changelog, by the wall clock of the task: what was settled since ever begins anew
+	// then. It needs a Window, and is at least as long, so that nothing spent is forgotten
+	// in its window. Default: 30 days, or the Window if that is longer; rows of a budget
+	// without a Window are kept for ever.
+	Keep time.Duration
 	// AtLimit says what becomes of an event that the budget does not cover. Default:
 	// [processors.BudgetStop]. An event that not even a whole window covers is
 	// dead-lettered, or with [processors.BudgetFallback] a fallback.
@@ -90,6 +97,9 @@ func (b *Budget[K, In]) check() error {
 	if b.Window != 0 && b.Window < time.Second {
 		errs = append(errs, fmt.Errorf("the Window of %s is shorter than a second; 0 is one without end", b.Window))
 	}
+	if b.Keep != 0 && (b.Window == 0 || b.Keep < b.Window) {
+		errs = append(errs, fmt.Errorf("it would Keep its rows for %s: that needs a Window, which is %s, and must not be shorter", b.Keep, b.Window))
+	}
 	if b.Scope > processors.BudgetKey || b.AtLimit > processors.BudgetCheaper {
 		errs = append(errs, errors.New("Scope or AtLimit is none of the values of package processors"))
 	}
@@ -109,6 +119,14 @@ func (b *Budget[K, In]) limit() llm.Amount {
 		l.Tokens = b.Tokens
 	}
 	return l
+}
+
+// keep is how long rows are kept; 0 is for ever.
+func (b *Budget[K, In]) keep() time.Duration {
+	if b.Window == 0 || b.Keep != 0 {
+		return b.Keep
+	}
+	return max(b.Window, 30*24*time.Hour)
 }
 
 // exactKeys reports whether all events of a key have to be in one partition.
@@ -136,7 +154,7 @@ func budget[K, In any, Out proto.Message](b *Builder, what string, n *node, step
 		}
 		cfg := processors.BudgetConfig[K, In]{
 			Name: one.Name, Store: n.name + "-" + one.Name + "-spending", Scope: one.Scope, Tenant: one.Tenant,
-			Limit: one.limit(), Window: one.Window, Action: one.AtLimit,
+			Limit: one.limit(), Window: one.Window, Keep: one.keep(), Action: one.AtLimit,
 		}
 		if one.Scope == processors.BudgetApp {
 			app := b.budgets[one.Name]

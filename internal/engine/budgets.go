@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"time"
 
 	"github.com/millrace/millrace/llm"
@@ -75,11 +76,14 @@ func (b *budgetState) roll(now time.Time, memory time.Duration) {
 	}
 }
 
-// level returns what is used and what may be, in US dollars or, if those are not
-// bounded, in tokens.
+// level returns what is used and what may be, in US dollars or, if only those are
+// bounded, in tokens. The limit of what only keeps accounts is infinite.
 func (b *budgetState) level() (used, limit float64, unit string) {
 	s := &b.State
-	if s.Limit.Money != llm.NoLimit {
+	switch {
+	case s.Limit.Money == llm.NoLimit && s.Limit.Tokens == llm.NoLimit:
+		return float64(s.Spent.Money+s.Reserved.Money) / 1e6, math.Inf(1), "dollars"
+	case s.Limit.Money != llm.NoLimit:
 		return float64(s.Spent.Money+s.Reserved.Money) / 1e6, float64(s.Limit.Money) / 1e6, "dollars"
 	}
 	return float64(s.Spent.Tokens + s.Reserved.Tokens), float64(s.Limit.Tokens), "tokens"

@@ -194,8 +194,11 @@ type Spending struct {
 	SpentTokens    int64 `protobuf:"varint,4,opt,name=spent_tokens,json=spentTokens,proto3" json:"spent_tokens,omitempty"`
 	ReservedTokens int64 `protobuf:"varint,5,opt,name=reserved_tokens,json=reservedTokens,proto3" json:"reserved_tokens,omitempty"`
 	// Settled over all windows.
-	TotalMicros   int64 `protobuf:"varint,6,opt,name=total_micros,json=totalMicros,proto3" json:"total_micros,omitempty"`
-	TotalTokens   int64 `protobuf:"varint,7,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
+	TotalMicros int64 `protobuf:"varint,6,opt,name=total_micros,json=totalMicros,proto3" json:"total_micros,omitempty"`
+	TotalTokens int64 `protobuf:"varint,7,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
+	// When the row was written, in milliseconds since the epoch, by the clock of the
+	// task; 0 in a budget whose rows are kept for ever.
+	Written       int64 `protobuf:"varint,8,opt,name=written,proto3" json:"written,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -279,6 +282,13 @@ func (x *Spending) GetTotalTokens() int64 {
 	return 0
 }
 
+func (x *Spending) GetWritten() int64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
 var File_millrace_v1_budget_proto protoreflect.FileDescriptor
 
 const file_millrace_v1_budget_proto_rawDesc = "" +
@@ -294,7 +304,7 @@ const file_millrace_v1_budget_proto_rawDesc = "" +
 	"\x04Hold\x12\x16\n" +
 	"\x06budget\x18\x01 \x01(\tR\x06budget\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12!\n" +
-	"\fwindow_start\x18\x03 \x01(\x03R\vwindowStart\"\x8b\x02\n" +
+	"\fwindow_start\x18\x03 \x01(\x03R\vwindowStart\"\xa5\x02\n" +
 	"\bSpending\x12!\n" +
 	"\fwindow_start\x18\x01 \x01(\x03R\vwindowStart\x12!\n" +
 	"\fspent_micros\x18\x02 \x01(\x03R\vspentMicros\x12'\n" +
@@ -302,7 +312,8 @@ const file_millrace_v1_budget_proto_rawDesc = "" +
 	"\fspent_tokens\x18\x04 \x01(\x03R\vspentTokens\x12'\n" +
 	"\x0freserved_tokens\x18\x05 \x01(\x03R\x0ereservedTokens\x12!\n" +
 	"\ftotal_micros\x18\x06 \x01(\x03R\vtotalMicros\x12!\n" +
-	"\ftotal_tokens\x18\a \x01(\x03R\vtotalTokensB;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
+	"\ftotal_tokens\x18\a \x01(\x03R\vtotalTokens\x12\x18\n" +
+	"\awritten\x18\b \x01(\x03R\awrittenB;Z9github.com/millrace/millrace/proto/millrace/v1;millracev1b\x06proto3"
 
 var (
 	file_millrace_v1_budget_proto_rawDescOnce sync.Once
