@@ -166,7 +166,7 @@ func (s *enrichRun[K, In, Out]) decode(e *millracev1.Entry) (Record[K, In], erro
 
 // resolve fixes what the models are asked for an event.
 func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
-	if s.talk != nil && isControl(e) {
+	if isControl(e) {
 		command, _, err := s.control(fromProtoHeaders(e.Event.Headers), e.Event.Key == nil)
 		if err != nil {
 			return nil, err
@@ -219,7 +219,7 @@ func (s *enrichRun[K, In, Out]) resolve(e *millracev1.Entry) ([]byte, error) {
 // of a control record has it do what it says.
 func (s *enrichRun[K, In, Out]) answered(e *millracev1.Entry, o *millracev1.Outcome, results Forward[K, Answer[In, Out]]) error {
 	talks, q := s.talk != nil && e.Event.Key != nil, &millracev1.Question{}
-	if talks {
+	if talks || isControl(e) {
 		if err := proto.Unmarshal(e.Resolved, q); err != nil {
 			return &Error{Class: ClassState, Step: s.Step, Err: fmt.Errorf("what was asked: %w", err)}
 		}

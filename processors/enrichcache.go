@@ -105,17 +105,18 @@ func (s *enrichRun[K, In, Out]) lookup(q *millracev1.Question) (err error) {
 }
 
 // cached answers from the cache. If what it holds does not follow the contract any more,
-// the next round asks a model.
+// or is of a model that the step does not have any more, the next round asks a model.
 func (c *enrichCall[K, In, Out]) cached() *millracev1.Outcome {
 	before := proto.CloneOf(c.p)
 	a := c.question.Cached
-	c.reuse(millracev1.CacheHit_CACHE_HIT_CACHE, modelID(a.Model))
-	o := c.judge(modelID(a.Model), string(a.Text), llm.Usage{Output: a.OutputTokens})
-	if o.GetAnswer() != nil {
-		return o
+	if id := modelID(a.Model); c.Schemas[id] != nil {
+		c.reuse(millracev1.CacheHit_CACHE_HIT_CACHE, id)
+		if o := c.judge(id, string(a.Text), llm.Usage{Output: a.OutputTokens}); o.GetAnswer() != nil {
+			return o
+		}
 	}
 	c.p = before
-	o = c.q.outcome()
+	o := c.q.outcome()
 	o.Kind = &millracev1.Outcome_Again{Again: &millracev1.Again{}}
 	return c.with(o)
 }
@@ -162,7 +163,9 @@ func (s *enrichRun[K, In, Out]) admit(q *request, call *Call) {
 	}
 	caller, from := s.Caller, max(slices.Index(s.Caller.Models(), modelID(p.GetNextModel())), 0)
 	if question.Summarize > 0 {
-		caller, from = s.Conversation.Summary.Caller, 0
+		if caller, from = s.summarizer(), 0; caller == nil {
+			return
+		}
 	} else if s.cache != nil {
 		if question.Cached != nil && q.round == 0 {
 			return
@@ -178,8 +181,15 @@ func (s *enrichRun[K, In, Out]) admit(q *request, call *Call) {
 }
 
 // call makes the calls of a round. It returns nil if ctx ended before there was an
-// outcome, or if no model may be asked now.
-func (s *enrichRun[K, In, Out]) call(ctx context.Context, q *request) *millracev1.Outcome {
+// outcome, or if no model may be asked now. A panic of a user's function ends it: what
+// had been reserved for it stays spent then, as nobody knows what it cost.
+func (s *enrichRun[K, In, Out]) call(ctx context.Context, q *request) (o *millracev1.Outcome) {
+	defer func() {
+		if v := recover(); v != nil {
+			q.paused = nil
+			o = q.failure(millracev1.Failure_REASON_ERROR, ClassAsync, Panicked(ClassAsync, s.Step, v).Error())
+		}
+	}()
 	if c, ok := q.paused.(*enrichCall[K, In, Out]); ok {
 		if c.question.Summarize > 0 {
 			return c.summarize(ctx)

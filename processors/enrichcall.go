@@ -254,7 +254,7 @@ func (c *enrichCall[K, In, Out]) judge(id llm.ID, text string, usage llm.Usage) 
 	s := c.Schemas[id]
 	var zero Out
 	out := zero.ProtoReflect().New().Interface().(Out)
-	c.p.AnswerTokens, c.p.Schema = max(usage.Output-usage.Reasoning, 0), s.Fingerprint()
+	c.p.AnswerTokens, c.p.Schema = answerTokens(text, usage), s.Fingerprint()
 	c.p.Sample = nil
 	var check func(proto.Message) error
 	if c.Check != nil {
@@ -286,6 +286,17 @@ func (c *enrichCall[K, In, Out]) judge(id llm.ID, text string, usage llm.Usage) 
 	o := c.q.outcome()
 	o.Kind = &millracev1.Outcome_Answer{Answer: &millracev1.Answer{Value: value}}
 	return c.with(o)
+}
+
+// answerTokens returns how many tokens an answer has in a conversation, 0 if that is not
+// known: what the provider says, as far as it can be. Some count the reasoning in and do
+// not say so.
+func answerTokens(text string, u llm.Usage) int64 {
+	n, size := u.Output-u.Reasoning, int64(len(text))
+	if n <= 0 {
+		return 0
+	}
+	return min(max(n, size/16), size+16)
 }
 
 // refuse takes an answer that does not follow the contract: it makes the next round,

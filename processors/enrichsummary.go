@@ -52,9 +52,22 @@ func (s *enrichRun[K, In, Out]) more(e *millracev1.Entry) ([]byte, error) {
 	})
 }
 
+// summarizer returns who makes summaries; nil if the step makes none any more, and an
+// earlier program asked for one.
+func (s *enrichRun[K, In, Out]) summarizer() *llm.Caller {
+	if s.Conversation == nil || s.Conversation.Summary == nil {
+		return nil
+	}
+	return s.Conversation.Summary.Caller
+}
+
 // summarized puts a summary in the place of the turns that it stands for. Without one
 // they are dropped.
 func (s *enrichRun[K, In, Out]) summarized(e *millracev1.Entry, o *millracev1.Outcome, cause error) error {
+	if s.talk == nil {
+		s.task.Drop(s.Step, "summary-failed")
+		return nil
+	}
 	talk, ok, err := s.talk.rows.get(e.Event.Key)
 	if err != nil || !ok {
 		return err // it has expired
@@ -95,12 +108,15 @@ func (c *enrichCall[K, In, Out]) summarize(ctx context.Context) *millracev1.Outc
 		}
 		return c.summary(&llm.Result{Response: &llm.Response{Text: text}})
 	}
+	if c.summarizer() == nil {
+		return c.q.failure(millracev1.Failure_REASON_ERROR, ClassAsync, "the step makes no summaries any more")
+	}
 	if c.funds.r == nil {
 		if o := c.fund(); o != nil {
 			return o
 		}
 	}
-	caller := *c.Conversation.Summary.Caller
+	caller := *c.summarizer()
 	caller.OnAttempt = c.counted
 	res, o := c.ask(ctx, caller, llm.Call{Request: c.summaryRequest}, func(err error) *millracev1.Outcome {
 		return c.failure(millracev1.Failure_REASON_ERROR, llm.ClassOf(err), err.Error())
@@ -117,7 +133,10 @@ func (c *enrichCall[K, In, Out]) summarize(ctx context.Context) *millracev1.Outc
 // affordSummary reserves what a summary may need, as far as it is there: it never
 // waits for a budget.
 func (s *enrichRun[K, In, Out]) affordSummary(c *enrichCall[K, In, Out], accounts []*account[K, In]) *millracev1.Reservation {
-	caller := s.Conversation.Summary.Caller
+	caller := s.summarizer()
+	if caller == nil {
+		return &millracev1.Reservation{Refused: "the step makes no summaries any more"}
+	}
 	req, err := c.summaryRequest(llm.ID{})
 	var worst llm.Amount
 	if err == nil {

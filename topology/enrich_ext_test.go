@@ -82,6 +82,12 @@ type desk struct {
 
 func newDesk(t *testing.T, e enrich, opts ...topology.LookupOption) *desk {
 	t.Helper()
+	d := &desk{Driver: topologytest.New(t, deskTopology(e, opts...)), t: t}
+	d.in = topologytest.Input(d.Driver, "tickets", serde.String(), serde.Proto[ticket]())
+	return d
+}
+
+func deskTopology(e enrich, opts ...topology.LookupOption) *topology.Builder {
 	b := topology.New("app")
 	if e.Prompt == nil {
 		e.Prompt = triagePrompt
@@ -93,9 +99,7 @@ func newDesk(t *testing.T, e enrich, opts ...topology.LookupOption) *desk {
 	if e.OnOpenBreaker == processors.OpenFallback || len(e.FallbackOn) > 0 || len(opts) > 0 {
 		res.Fallbacks().To("untriaged")
 	}
-	d := &desk{Driver: topologytest.New(t, b), t: t}
-	d.in = topologytest.Input(d.Driver, "tickets", serde.String(), serde.Proto[ticket]())
-	return d
+	return b
 }
 
 func (d *desk) pipe(key, text string) {
