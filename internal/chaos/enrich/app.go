@@ -43,7 +43,7 @@ const (
 const (
 	slots      = 64
 	maxTurns   = 8
-	maxTokens  = 600
+	maxTokens  = 300
 	sessionGap = 30 * time.Second
 	maxReasks  = 1
 )
