@@ -88,8 +88,8 @@ real-model: ## 10 sentences through a small language model on this machine (Pyth
 	@GO="$(GO)" sh tools/realmodel/run.sh
 
 .PHONY: bench-llm
-bench-llm: ## model calls: slots, memory, CPU, latency, isolation, limits (Java)
-	cd bench && $(GO) run ./cmd/bench -arms millrace -suites slots,inflight,callcpu,added,isolation,storm -readme README.md -section llm
+bench-llm: ## model calls: slots, memory, CPU, latency, isolation, limits, budgets (Java)
+	cd bench && $(GO) run ./cmd/bench -arms millrace -suites slots,inflight,callcpu,added,isolation,storm,budget -readme README.md -section llm
 
 # --- checks ----------------------------------------------------------------
 

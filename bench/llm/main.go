@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"runtime/pprof"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"github.com/millrace/millrace/llm/openai"
 	"github.com/millrace/millrace/llm/prompt"
 	"github.com/millrace/millrace/llm/schema"
+	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/topology"
 )
@@ -35,6 +37,7 @@ type config struct {
 	model                           string
 	timeout                         time.Duration
 	sideIn, sideOut                 string
+	budget                          int64
 }
 
 func main() {
@@ -51,6 +54,7 @@ func main() {
 	flag.DurationVar(&c.timeout, "timeout", time.Minute, "of an attempt; the deadline is three times as long")
 	flag.StringVar(&c.sideIn, "side-in", "", "input `topic` of a pass-through beside the step")
 	flag.StringVar(&c.sideOut, "side-out", "", "its output `topic`")
+	flag.Int64Var(&c.budget, "budget", 0, "of the only tenant, in `millionths` of a dollar, at one for each token; 0 for none")
 	limit := flag.Int64("memory-limit", 0, "of the Go runtime in `MiB`, as GOMEMLIMIT; 0 for none")
 	flag.Parse()
 	if *limit > 0 {
@@ -92,7 +96,18 @@ func enrich(ctx context.Context, c config, model *openai.Model) error {
 		topology.Stream(b, c.sideIn, serde.Bytes(), serde.Bytes()).To(c.sideOut)
 	}
 	events := topology.Stream(b, c.in, serde.String(), serde.Bytes())
-	topology.Enrich(events, "tone", topology.Enrichment[string, []byte, *reviewsv1.Sentiment]{Model: model, Prompt: newPrompt()},
+	tone := topology.Enrichment[string, []byte, *reviewsv1.Sentiment]{Model: model, Prompt: newPrompt()}
+	if c.budget > 0 {
+		prices, err := llm.LoadPrices(strings.NewReader(`{"models": {"*": [{"from": "2020-01-01", "input": 1, "output": 1}]}}`))
+		if err != nil {
+			return err
+		}
+		tone.Prices, tone.MaxTokens = prices, 100
+		tone.Budgets = []topology.Budget[string, []byte]{{
+			Name: "tenant", Scope: processors.BudgetTenant, Money: llm.Micros(c.budget), Tenant: func(string, []byte) string { return "tenant" },
+		}}
+	}
+	topology.Enrich(events, "tone", tone,
 		topology.Concurrency(c.slots), topology.AttemptTimeout(c.timeout), topology.Deadline(3*c.timeout),
 	).Enriched().To(c.out)
 	var once sync.Once

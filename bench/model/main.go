@@ -29,6 +29,7 @@ func main() {
 	flag.Float64Var(&s.fail, "fail", 0, "share of calls that end in 500")
 	flag.Float64Var(&s.hang, "hang", 0, "share of calls that are never answered")
 	flag.Float64Var(&s.limit, "limit", 0, "calls a second, others get a 429; 0 for no limit")
+	flag.BoolVar(&s.greedy, "greedy", false, "every answer uses as many tokens as its request allows: one for each byte, and all of max_tokens")
 	flag.Parse()
 	var err error
 	if s.latency, err = parseLatency(*latency); err != nil {
@@ -71,6 +72,7 @@ type server struct {
 	answer            string
 	latency           func() time.Duration
 	fail, hang, limit float64
+	greedy            bool
 
 	mu     sync.Mutex
 	stats  stats
@@ -85,6 +87,8 @@ type stats struct {
 	Failed   int `json:"failed"`
 	Refused  int `json:"refused"` // with a 429
 	Running  int `json:"running"`
+	Most     int `json:"most"`   // calls at once
+	Tokens   int `json:"tokens"` // of all answers
 	// Busy is the sum of the times of all calls so far, in seconds.
 	Busy float64 `json:"busy"`
 	// At is when, in seconds since the epoch.
@@ -99,6 +103,7 @@ func (s *server) change(by int, count *int) {
 	s.stats.Busy += float64(s.stats.Running) * now.Sub(s.last).Seconds()
 	s.last = now
 	s.stats.Running += by
+	s.stats.Most = max(s.stats.Most, s.stats.Running)
 	if count != nil {
 		*count++
 	}
@@ -141,6 +146,14 @@ func (s *server) complete(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, `{"error":{"message":"slow down","type":"rate_limit_exceeded","code":"rate_limit_exceeded"}}`, http.StatusTooManyRequests)
 		return
 	}
+	input, output := 200, 20
+	if s.greedy {
+		var err error
+		if input, output, err = allowed(r); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+	}
 	wait := s.latency()
 	chance := rand.Float64()
 	if chance < s.hang {
@@ -157,6 +170,9 @@ func (s *server) complete(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, `{"error":{"message":"try again","type":"server_error"}}`, http.StatusInternalServerError)
 		return
 	}
+	s.mu.Lock()
+	s.stats.Tokens += input + output
+	s.mu.Unlock()
 	count = &s.stats.Answered
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{
@@ -165,6 +181,39 @@ func (s *server) complete(w http.ResponseWriter, r *http.Request) {
 			"index": 0, "finish_reason": "stop",
 			"message": map[string]any{"role": "assistant", "content": s.answer},
 		}},
-		"usage": map[string]any{"prompt_tokens": 200, "completion_tokens": 20, "total_tokens": 220},
+		"usage": map[string]any{"prompt_tokens": input, "completion_tokens": output, "total_tokens": input + output},
 	})
+}
+
+// allowed returns the most tokens that a request can use: no token is shorter than a
+// byte.
+func allowed(r *http.Request) (input, output int, err error) {
+	var body struct {
+		Messages []struct {
+			Content string `json:"content"`
+		} `json:"messages"`
+		MaxTokens           int             `json:"max_tokens"`
+		MaxCompletionTokens int             `json:"max_completion_tokens"`
+		Format              json.RawMessage `json:"response_format"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		return 0, 0, err
+	}
+	var format struct {
+		Schema struct {
+			Schema json.RawMessage `json:"schema"`
+		} `json:"json_schema"`
+	}
+	if len(body.Format) > 0 {
+		if err := json.Unmarshal(body.Format, &format); err != nil {
+			return 0, 0, err
+		}
+	}
+	for _, m := range body.Messages {
+		input += len(m.Content)
+	}
+	if output = max(body.MaxTokens, body.MaxCompletionTokens); output <= 0 {
+		return 0, 0, errors.New("the request does not bound its answer")
+	}
+	return input + len(format.Schema.Schema), output, nil
 }

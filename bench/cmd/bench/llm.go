@@ -22,7 +22,7 @@ const (
 	answer  = `{"label":"LABEL_NEUTRAL","score":0}`
 )
 
-var llmSuites = []string{"slots", "inflight", "callcpu", "added", "isolation", "storm"}
+var llmSuites = []string{"slots", "inflight", "callcpu", "added", "isolation", "storm", "budget"}
 
 // A modelProcess is a model server under measurement.
 type modelProcess struct {
@@ -32,8 +32,8 @@ type modelProcess struct {
 
 // modelStats are what a model server tells of itself.
 type modelStats struct {
-	Answered, Failed, Refused int
-	Busy, At                  float64
+	Answered, Failed, Refused, Running, Most, Tokens int
+	Busy, At                                         float64
 }
 
 func (h *harness) startModel(ctx context.Context, args ...string) (*modelProcess, error) {

@@ -58,7 +58,7 @@ func flags() (config, error) {
 	flag.IntVar(&c.latencyRounds, "latency-rounds", 3, "rounds of latency")
 	flag.IntVar(&c.latencySeconds, "latency-seconds", 15, "length of a latency measurement, after as long a warm-up")
 	flag.IntVar(&c.idleSeconds, "idle-seconds", 10, "length of an idle measurement")
-	flag.IntVar(&c.llmRounds, "llm-rounds", 2, "rounds of slots, inflight, callcpu, added and storm")
+	flag.IntVar(&c.llmRounds, "llm-rounds", 2, "rounds of slots, inflight, callcpu, added, storm and budget")
 	flag.IntVar(&c.isolationRounds, "isolation-rounds", 5, "rounds of isolation")
 	flag.IntVar(&c.scaleRounds, "scale-rounds", 1, "rounds of scale")
 	flag.StringVar(&scalePartitions, "scale-partitions", "4,16,64,256", "partition counts of scale")
@@ -148,11 +148,12 @@ func run(ctx context.Context) error {
 		"added":     (*harness).addedSuite,
 		"isolation": (*harness).isolationSuite,
 		"storm":     (*harness).stormSuite,
+		"budget":    (*harness).budgetSuite,
 	}
 	names := strings.Split(cfg.suites, ",")
 	for _, name := range names {
 		if suites[name] == nil {
-			return fmt.Errorf("-suites: %q is none of pass, count, restore, restart, latency, idle, scale, slots, inflight, callcpu, added, isolation, storm", name)
+			return fmt.Errorf("-suites: %q is none of pass, count, restore, restart, latency, idle, scale, slots, inflight, callcpu, added, isolation, storm, budget", name)
 		}
 	}
 	if err := os.MkdirAll(cfg.dir, 0o755); err != nil {

@@ -110,6 +110,21 @@ func valueOf(suite, metric string) func(*report) float64 {
 	return func(r *report) float64 { return r.value(suite, ours, metric) }
 }
 
+// mostOf is for what must not happen in any round.
+func mostOf(suite, metric string) func(*report) float64 {
+	return func(r *report) float64 {
+		most := math.NaN()
+		if s := r.find(suite, ours, metric); s != nil {
+			for _, v := range s.values {
+				if math.IsNaN(most) || v > most {
+					most = v
+				}
+			}
+		}
+		return most
+	}
+}
+
 var targets = []target{
 	{"pass-through: at least 2 x the rate of Kafka Streams", ratioOf("pass", "warm rate", "kafka-streams"), "x", atLeast(2)},
 	{"pass-through: at least 0.8 x the rate of the bare loop", ratioOf("pass", "warm rate", "bare"), "x", atLeast(0.8)},
@@ -130,6 +145,7 @@ var targets = []target{
 	{"sibling beside failing and hanging calls: p99 below 2 x undisturbed", ratioOf("isolation", "p99", "undisturbed"), "x", below(2)},
 	{"429 storm: goodput at least 0.95 of the limit", valueOf("storm", "goodput"), "", atLeast(0.95)},
 	{"429 storm: no dead letter", valueOf("storm", "dead letters"), "", atMost(0)},
+	{"budget of one tenant, 2 instances, 2 partitions, 64 calls at once: overspend 0", mostOf("budget", "overspent"), "$", atMost(0)},
 	{"CPU per record, dearest shape to the default one: at most 1.2 x", (*report).worstScale, "x", atMost(1.2)},
 }
 

@@ -52,6 +52,18 @@ func TestTargetMissed(t *testing.T) {
 	}
 }
 
+// One round that overspends misses the target, whatever the median is.
+func TestWorstRoundCounts(t *testing.T) {
+	t.Parallel()
+	r := newReport()
+	for round, v := range []float64{0, 0.02, 0} {
+		r.add("budget", ours, "overspent", "$", round, v)
+	}
+	if text := r.markdown(""); !strings.Contains(text, "overspend 0 | 0.02 $ | **no**") {
+		t.Errorf("a round that overspent is not shown:\n%s", text)
+	}
+}
+
 func TestWorstScale(t *testing.T) {
 	t.Parallel()
 	r := newReport()
