@@ -1,8 +1,6 @@
 package processors
 
 import (
-	"bytes"
-	"encoding/binary"
 	"fmt"
 	"math"
 	"time"
@@ -20,13 +18,12 @@ type StoreSize struct {
 
 // aged is a key-value store of a task whose rows expire: each is deleted, with a
 // tombstone in the changelog, when ttl has passed since it was written, by the task's
-// clock. With a ttl of 0 they are kept for ever, and have no index. Keys are encoded
+// clock. With a ttl of 0 they are kept for ever, and have no places. Keys are encoded
 // already.
 //
-// An index in the task's own rows finds them without a look at all: 't' store 0x00 |
-// time (ms, 8 bytes, big-endian) | key. A row gets its place there when it is new and,
-// if it has been written since, another when the sweep comes to it. So a place may be
-// too early, or that of a row that is gone, but no row is without one.
+// Their agenda finds them without a look at all. A row gets its place there when it is
+// new and, if it has been written since, another when the sweep comes to it. So a place
+// may be too early, or that of a row that is gone, but no row is without one.
 type aged[V any] struct {
 	task    Task
 	name    string
@@ -34,11 +31,9 @@ type aged[V any] struct {
 	written func(V) int64 // when a row was written, ms
 
 	typed       state.KeyValueStore[[]byte, V]
-	rows, index *state.Store
-	prefix      []byte
+	rows        *state.Store
+	places      *agenda
 	count, size *state.Cell // minus one: a cell begins at -1
-	// first: no place in the index is earlier; 0 if that is not known.
-	first int64
 }
 
 // A sweep deletes so many rows at most.
@@ -53,8 +48,8 @@ func newAged[V any](t Task, name string, values serde.Serde[V], ttl time.Duratio
 	}
 	a := &aged[V]{
 		task: t, name: name, ttl: ttl, written: written,
-		typed: state.NewKeyValueStore(rows, serde.Bytes(), values), rows: rows, index: t.Store(state.TaskRows),
-		prefix: append(append([]byte{'t'}, name...), 0), count: t.Cell("rows/" + name), size: t.Cell("bytes/" + name),
+		typed: state.NewKeyValueStore(rows, serde.Bytes(), values), rows: rows, places: newAgenda(t, name),
+		count: t.Cell("rows/" + name), size: t.Cell("bytes/" + name),
 	}
 	if ttl > 0 {
 		t.Schedule(WallClock, max(time.Second, min(ttl/10, time.Minute)), nil, func(int64) error { return a.sweep() })
@@ -121,27 +116,18 @@ func (a *aged[V]) held() int64 { return a.count.Value() + 1 }
 
 func (a *aged[V]) sizes() StoreSize { return StoreSize{a.name, a.held(), a.size.Value() + 1} }
 
+// place puts a row at the time at which it was written.
 func (a *aged[V]) place(at int64, key []byte) {
-	if a.ttl == 0 {
-		return
-	}
-	k := binary.BigEndian.AppendUint64(bytes.Clone(a.prefix), uint64(at))
-	a.index.Put(append(k, key...), []byte{0})
-	if a.first != 0 {
-		a.first = min(a.first, at)
+	if a.ttl > 0 {
+		a.places.put(at, key)
 	}
 }
 
 // sweep deletes what has expired.
 func (a *aged[V]) sweep() error {
-	if a.first != 0 && !a.expired(a.first) {
-		return nil
-	}
-	a.first = 0 // also if this is undone
-	next, done := int64(math.MaxInt64), 0
-	err := a.oldest(func(key []byte, at int64) (bool, error) {
-		if !a.expired(at) || done == maxSweep {
-			next = at
+	done := 0
+	err := a.places.take(a.now()-a.ttl.Milliseconds(), func(key []byte, _ int64) (bool, error) {
+		if done == maxSweep {
 			return false, nil
 		}
 		done++
@@ -156,17 +142,12 @@ func (a *aged[V]) sweep() error {
 		}
 		return true, nil
 	})
-	if err != nil {
-		return &Error{Class: ClassState, Step: a.name, Err: err}
-	}
-	a.first = next
-	return nil
+	return Fail(ClassState, a.name, err)
 }
 
 // evict deletes the n rows that are the oldest.
 func (a *aged[V]) evict(n int) error {
-	a.first = 0
-	return a.oldest(func(key []byte, at int64) (bool, error) {
+	return a.places.take(math.MaxInt64, func(key []byte, at int64) (bool, error) {
 		if n == 0 {
 			return false, nil
 		}
@@ -182,25 +163,4 @@ func (a *aged[V]) evict(n int) error {
 		}
 		return true, nil
 	})
-}
-
-// oldest calls f for the places in the index, the earliest first, until it returns
-// false. A place that it returns true for is taken out.
-func (a *aged[V]) oldest(f func(key []byte, at int64) (bool, error)) error {
-	for kv, err := range a.index.Scan(a.prefix, prefixEnd(a.prefix), false) {
-		if err != nil {
-			return err
-		}
-		place := bytes.Clone(kv.Key)
-		rest := place[len(a.prefix):]
-		if len(rest) < 8 {
-			return fmt.Errorf("store %q: the row %x is no place of its index", a.name, place)
-		}
-		take, err := f(rest[8:], int64(binary.BigEndian.Uint64(rest)))
-		if err != nil || !take {
-			return err
-		}
-		a.index.Put(place, nil)
-	}
-	return nil
 }

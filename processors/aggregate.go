@@ -50,12 +50,10 @@ func Aggregate[K, V, A any](t Task, step string, store state.KeyValueStore[K, A]
 	rows := keyRows(store)
 	return func(r Record[K, V]) error {
 		if r.NoKey {
-			t.Drop(step, "null-key")
-			return nil
+			return Drop(t, step, r, "null-key")
 		}
 		if r.NoValue {
-			t.Drop(step, "null-value")
-			return nil
+			return Drop(t, step, r, "null-value")
 		}
 		return changeRow(step, rows, r, r.Key, update, next)
 	}

@@ -122,7 +122,9 @@ func SubscribeForeign[K, L, FK any](t Task, step string, kind JoinKind, foreignK
 		}
 		if kind == InnerJoin {
 			if c.HasNew && !has {
-				t.Drop(step, "null-foreign-key")
+				if err := dropChange(t, step, r, "null-foreign-key"); err != nil {
+					return err
+				}
 			}
 			return subscribeInner(send, oldKey, had, newKey, has, same)
 		}

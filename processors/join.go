@@ -34,8 +34,7 @@ func StreamTableJoin[K, V, KT, T, R any](t Task, step string, kind JoinKind, key
 	joined := func(r Record[K, V]) error {
 		k, ok := key(r)
 		if !ok && kind == InnerJoin {
-			t.Drop(step, "null-key")
-			return nil
+			return Drop(t, step, r, "null-key")
 		}
 		var row T
 		if ok {
@@ -65,8 +64,7 @@ func StreamTableJoin[K, V, KT, T, R any](t Task, step string, kind JoinKind, key
 	}
 	return func(r Record[K, V]) error {
 		if r.NoValue {
-			t.Drop(step, "null-value")
-			return nil
+			return Drop(t, step, r, "null-value")
 		}
 		return accepted(r)
 	}

@@ -167,11 +167,19 @@ func (c *Context[K, V]) store(name string) (*state.Store, StoreSerdes, error) {
 }
 
 func (c *Context[K, V]) streamTime() func() int64 { return c.t.StreamTime }
+func (c *Context[K, V]) task() Task               { return c.t }
+
+func (c *Context[K, V]) everyRecord(f func(now int64) error) {
+	c.cancels = append(c.cancels, c.t.Schedule(StreamTime, time.Millisecond, nil, f))
+}
 
 // StoreContext is a [Context] of any type, from which stores are opened.
 type StoreContext interface {
 	store(name string) (*state.Store, StoreSerdes, error)
 	streamTime() func() int64
+	task() Task
+	// everyRecord calls f after every record, until the processor ends.
+	everyRecord(f func(now int64) error)
 }
 
 // KeyValueStore opens the connected key-value store of that name, in Init. K and
@@ -181,7 +189,7 @@ func KeyValueStore[K, V any](ctx StoreContext, name string) (state.KeyValueStore
 	if err != nil {
 		return nil, err
 	}
-	return state.NewKeyValueStore(s, key, value), nil
+	return expire(ctx, s, key, state.NewKeyValueStore(s, key, value)), nil
 }
 
 // WindowStore opens the connected window store of that name, in Init. K and V

@@ -17,7 +17,7 @@ type punctuation struct {
 	kind     PunctuationKind
 	interval time.Duration
 	next     int64       // WallClock: when it is due, ms since the epoch
-	due      *state.Cell // StreamTime: the same, -1 before the first record
+	due      *state.Cell // StreamTime: the same, -1 before the first record; nil is always
 	fn       func(at int64) error
 }
 
@@ -39,6 +39,12 @@ func (p *Punctuations) Any() bool { return len(p.all) > 0 }
 func (p *Punctuations) StreamTime(now int64) error {
 	for _, one := range p.all {
 		if one.kind != StreamTime || now < 0 {
+			continue
+		}
+		if one.due == nil {
+			if err := one.fn(now); err != nil {
+				return err
+			}
 			continue
 		}
 		step := one.interval.Milliseconds()

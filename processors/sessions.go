@@ -112,8 +112,7 @@ type sessionAggregate[K, V, A any] struct {
 
 func (o *sessionAggregate[K, V, A]) process(r Record[K, V]) error {
 	if r.NoKey {
-		o.task.Drop(o.step, "null-key")
-		return nil
+		return Drop(o.task, o.step, r, "null-key")
 	}
 	now := max(o.clock.Value(), r.Timestamp)
 	o.clock.Set(now)
@@ -128,7 +127,9 @@ func (o *sessionAggregate[K, V, A]) process(r Record[K, V]) error {
 		o.found = append(o.found, s)
 	}
 	if merged.End < closeTime {
-		o.task.Drop(o.step, "late")
+		if err := Drop(o.task, o.step, r, "late"); err != nil {
+			return err
+		}
 	} else if err := o.put(r, merged); err != nil {
 		return err
 	}

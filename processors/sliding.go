@@ -72,15 +72,13 @@ func (o *slidingAggregate[K, V, A]) process(r Record[K, V]) error {
 		if r.NoKey {
 			reason = "null-key"
 		}
-		o.task.Drop(o.step, reason)
-		return nil
+		return Drop(o.task, o.step, r, reason)
 	}
 	now := max(o.clock.Value(), r.Timestamp)
 	o.clock.Set(now)
 	closeTime := now - o.grace
 	if r.Timestamp+o.size < closeTime {
-		o.task.Drop(o.step, "late")
-		return nil
+		return Drop(o.task, o.step, r, "late")
 	}
 	o.found = neighbours{at: r.Timestamp, holding: o.found.holding[:0], right: -1, left: -1, previous: -1}
 	if r.Timestamp < o.size {
@@ -203,8 +201,7 @@ func (o *slidingAggregate[K, V, A]) early(r Record[K, V], closeTime int64) error
 // change updates the window that starts at start, if it is open.
 func (o *slidingAggregate[K, V, A]) change(r Record[K, V], start, closeTime int64) error {
 	if start+o.size < closeTime {
-		o.task.Drop(o.step, "late")
-		return nil
+		return Drop(o.task, o.step, r, "late")
 	}
 	return changeRow(o.step, o.rows, r, Windowed[K]{r.Key, start, start + o.size}, o.update, o.changed)
 }

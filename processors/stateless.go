@@ -122,8 +122,7 @@ func Split[K, V any](preds []func(K, V) bool, branches []Forward[K, V]) Forward[
 func DropNullKeys[K, V any](t Task, step string, next Forward[K, V]) Forward[K, V] {
 	return func(r Record[K, V]) error {
 		if r.NoKey {
-			t.Drop(step, "null-key")
-			return nil
+			return Drop(t, step, r, "null-key")
 		}
 		return next(r)
 	}

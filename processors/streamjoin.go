@@ -129,13 +129,11 @@ func (in *joinInput[K, L, R, A, B, V]) process(r Record[K, A]) error {
 	p.clock.Set(now)
 	switch {
 	case r.NoValue:
-		p.Task.Drop(p.Step, "null-value")
-		return nil
+		return Drop(p.Task, p.Step, r, "null-value")
 	case r.NoKey && in.alone:
 		return in.forwardAlone(r)
 	case r.NoKey:
-		p.Task.Drop(p.Step, "null-key")
-		return nil
+		return Drop(p.Task, p.Step, r, "null-key")
 	}
 	if r.Timestamp == now && p.Unmatched != nil {
 		if err := p.closeWindows(now); err != nil {

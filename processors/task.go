@@ -36,13 +36,15 @@ type Task interface {
 	// to the partition of its key (murmur2), or to any for a null key.
 	Produce(topic string, partition int32, rec Raw) error
 	// Schedule calls fn at intervals; see [PunctuationKind]. next is a cell of the task
-	// that says when a StreamTime punctuation is due, nil for WallClock.
+	// that says when a StreamTime punctuation is due, nil for WallClock; a StreamTime
+	// punctuation without one runs after every record.
 	Schedule(kind PunctuationKind, interval time.Duration, next *state.Cell, fn func(at int64) error) (cancel func())
 	// Dispatch starts a call once the open transaction has committed.
 	Dispatch(call Call)
 	// Drop counts a record that an operator dropped, and why: "null-key",
 	// "null-value", "null-foreign-key", "early" or "late" for its windows, "expired"
-	// or "out-of-order" for a table with history, "superseded".
+	// or "out-of-order" for a table with history, "duplicate", "superseded". Operators
+	// call the function [Drop].
 	Drop(node, reason string)
 }
 

@@ -42,8 +42,7 @@ func VersionedTableSource[K, V any](t Task, step string, store state.VersionedSt
 			return Fail(ClassState, step, err)
 		}
 		if placed == state.Expired {
-			t.Drop(step, "expired")
-			return nil
+			return Drop(t, step, r, "expired")
 		}
 		c.Past = placed == state.Past
 		return next(withValue(r, r.Key, c, r.Timestamp))
@@ -54,8 +53,7 @@ func VersionedTableSource[K, V any](t Task, step string, store state.VersionedSt
 func LatestOnly[K, V any](t Task, step string, next Forward[K, Change[V]]) Forward[K, Change[V]] {
 	return func(r Record[K, Change[V]]) error {
 		if r.Value.Past {
-			t.Drop(step, "out-of-order")
-			return nil
+			return dropChange(t, step, r, "out-of-order")
 		}
 		return next(r)
 	}

@@ -186,8 +186,7 @@ type windowAggregate[K, V, A any] struct {
 
 func (o *windowAggregate[K, V, A]) process(r Record[K, V]) error {
 	if r.NoKey {
-		o.task.Drop(o.step, "null-key")
-		return nil
+		return Drop(o.task, o.step, r, "null-key")
 	}
 	now := o.clock.Value()
 	if r.Timestamp > now {
@@ -204,7 +203,9 @@ func (o *windowAggregate[K, V, A]) process(r Record[K, V]) error {
 	first := max(0, r.Timestamp-o.size+o.advance) / o.advance * o.advance
 	for start := first; start <= r.Timestamp; start += o.advance {
 		if start+o.size <= closeTime {
-			o.task.Drop(o.step, "late")
+			if err := Drop(o.task, o.step, r, "late"); err != nil {
+				return err
+			}
 			continue
 		}
 		row := Windowed[K]{r.Key, start, start + o.size}

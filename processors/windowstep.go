@@ -54,12 +54,10 @@ func unlimitedAggregate[K, V, A any](s *WindowStep[K, A], update Update[K, V, A]
 	}
 	return func(r Record[K, V]) error {
 		if r.NoKey {
-			s.Task.Drop(s.Step, "null-key")
-			return nil
+			return Drop(s.Task, s.Step, r, "null-key")
 		}
 		if r.Timestamp < s.Windows.Start {
-			s.Task.Drop(s.Step, "early")
-			return nil
+			return Drop(s.Task, s.Step, r, "early")
 		}
 		return changeRow(s.Step, rows, r, Windowed[K]{r.Key, s.Windows.Start, math.MaxInt64}, update, s.Next)
 	}

@@ -34,6 +34,9 @@ type Spec struct {
 	// stream time passes its window start by Retention. Retention is set for event
 	// stores too.
 	WindowSize, Retention time.Duration
+	// TTL, if not 0, is how long a row of a key-value store is kept after its
+	// timestamp, in stream time. Whoever owns the store deletes it then.
+	TTL time.Duration
 	// SourceTopic, when not empty, is the topic whose records are the log of this
 	// store, so that it has no changelog of its own.
 	SourceTopic string

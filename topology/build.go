@@ -209,6 +209,9 @@ func (b *Builder) fingerprint(p *piece) string {
 			d := b.stores[store].spec
 			fmt.Fprintf(&text, "  store %q kind %d serdes %q %q window %d retention %d log %q\n",
 				d.Name, d.Kind, d.KeySerde, d.ValueSerde, d.WindowSize, d.Retention, d.SourceTopic)
+			if d.TTL > 0 {
+				fmt.Fprintf(&text, "  ttl %d\n", d.TTL)
+			}
 		}
 	}
 	sum := sha256.Sum256([]byte(text.String()))

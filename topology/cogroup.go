@@ -20,7 +20,7 @@ type KCogroupedStream[K, A any] struct {
 // cogroupInput is one of the streams. in returns its input, given the name of its
 // repartition topic if it needs one.
 type cogroupInput[K, A any] struct {
-	in       func(name string) port
+	in       func(name string) (port, input)
 	plain    func(t processors.Task, store string, rows *aggregation[K, A]) any
 	windowed func(*processors.WindowStep[K, A], func() A) any
 }
@@ -45,7 +45,10 @@ func CogroupWith[K, V, A any](c *KCogroupedStream[K, A], g *KGroupedStream[K, V]
 		more.key = g.s.key
 	}
 	more.inputs = append(append([]cogroupInput[K, A](nil), c.inputs...), cogroupInput[K, A]{
-		in: func(name string) port { return g.in(name).from },
+		in: func(name string) (port, input) {
+			s := g.in(name)
+			return s.from, inputOf(s)
+		},
 		plain: func(t processors.Task, store string, a *aggregation[K, A]) any {
 			return processors.Guard(store, processors.Aggregate(t, store, a.rows, processors.AggregateUpdate(a.start, noError3(add)), a.next))
 		},
@@ -56,12 +59,12 @@ func CogroupWith[K, V, A any](c *KCogroupedStream[K, A], g *KGroupedStream[K, V]
 	return &more
 }
 
-func (c *KCogroupedStream[K, A]) ports(store string) []port {
-	var from []port
+func (c *KCogroupedStream[K, A]) ports(store string) (from []port, records []input) {
 	for i, in := range c.inputs {
-		from = append(from, in.in(fmt.Sprintf("%s-%d", store, i)))
+		p, r := in.in(fmt.Sprintf("%s-%d", store, i))
+		from, records = append(from, p), append(records, r)
 	}
-	return from
+	return from, records
 }
 
 // Aggregate combines the values of each key in the store named store, with the
@@ -70,7 +73,8 @@ func (c *KCogroupedStream[K, A]) ports(store string) []port {
 func (c *KCogroupedStream[K, A]) Aggregate(store string, agg serde.Serde[A], start func() A) *KTable[K, A] {
 	t := &KTable[K, A]{b: c.b, key: c.key, value: agg, store: store}
 	n := &node{kind: kindStateful, op: "cogroup", name: store}
-	from := c.ports(store)
+	from, records := c.ports(store)
+	n.inputs = records
 	n.stores = c.b.keyValueSpec(n.op, store, c.key, agg)
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		rows, err := openKeyValue(task, store, c.key, agg)
@@ -115,5 +119,6 @@ func windowedCogroup[K, A any](c *KCogroupedStream[K, A], op, store string, w Wi
 	for _, in := range c.inputs {
 		inputs = append(inputs, func(step *processors.WindowStep[K, A]) any { return in.windowed(step, start) })
 	}
-	return windowedTable(c.b, op, store, w, c.key, agg, merge, inputs, c.ports(store)...)
+	from, records := c.ports(store)
+	return windowedTable(c.b, op, store, w, c.key, agg, merge, inputs, records, from...)
 }

@@ -45,6 +45,9 @@ func (s *SubTopology) facts() []string {
 
 func (s *SubTopology) describeStore(spec state.Spec) string {
 	kind := "key-value store"
+	if spec.TTL > 0 {
+		kind = fmt.Sprintf("key-value store, ttl %v,", spec.TTL)
+	}
 	if spec.Kind == state.Window {
 		kind = fmt.Sprintf("window store, size %v, retention %v,", spec.WindowSize, spec.Retention)
 	}
@@ -99,7 +102,7 @@ func (i instance) describe() string {
 
 func (i instance) describeEdge(e edge) string {
 	to := instance{n: e.to}.title()
-	if e.out < len(i.n.labels) {
+	if e.out < len(i.n.labels) && i.n.labels[e.out] != "" {
 		return i.n.labels[e.out] + ": " + to
 	}
 	return to

@@ -61,7 +61,7 @@ func joinForeign[K, L, FK, R, V any](left *KTable[K, L], right *KTable[FK, R], s
 	if !foreignSerdes(left, right, what) {
 		return t
 	}
-	responses := answers(left, right, store, kind, foreignKey)
+	send, responses := answers(left, right, store, kind, foreignKey)
 	n := &node{kind: kindStateful, op: op, name: store, stores: b.keyValueSpec(op, store, t.key, value)}
 	n.uses = append(n.uses, left.uses...)
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
@@ -76,7 +76,7 @@ func joinForeign[K, L, FK, R, V any](left *KTable[K, L], right *KTable[FK, R], s
 		resolve := processors.ResolveForeign(task, store, kind, left.key, left.value, l, f, rows, forwards[K, processors.Change[V]](out[0]))
 		return []any{processors.Guard(store, resolve)}, nil
 	}
-	t.from = port{n: b.addNode(n, responses.from)}
+	t.from, t.dropper = port{n: b.addNode(n, responses.from)}, send
 	t.ownLookup()
 	return t
 }
@@ -104,10 +104,10 @@ func foreignSerdes[K, L, FK, R any](left *KTable[K, L], right *KTable[FK, R], wh
 }
 
 // answers adds the steps from the left table to the right one and back, and
-// returns the stream of responses.
-func answers[K, L, FK, R any](left *KTable[K, L], right *KTable[FK, R], store string, kind processors.JoinKind, foreignKey func(K, L) (FK, bool)) *KStream[[]byte, processors.Response[R]] {
+// returns the first of them and the stream of responses.
+func answers[K, L, FK, R any](left *KTable[K, L], right *KTable[FK, R], store string, kind processors.JoinKind, foreignKey func(K, L) (FK, bool)) (*node, *KStream[[]byte, processors.Response[R]]) {
 	b := left.b
-	send := &node{kind: kindStateful, op: "foreign-key-subscribe"}
+	send := &node{kind: kindStateful, op: "foreign-key-subscribe", inputs: []input{tableInput(left)}}
 	send.start = func(task processors.Task, out [][]any) ([]any, error) {
 		next := forwards[FK, processors.Subscription](out[0])
 		in := processors.SubscribeForeign(task, store, kind, foreignKey, left.key, left.value, right.key, next)
@@ -134,7 +134,7 @@ func answers[K, L, FK, R any](left *KTable[K, L], right *KTable[FK, R], store st
 		fromLeft, fromRight := processors.AnswerForeign(name, right.key, kept, rows, next)
 		return []any{processors.Guard(name, fromLeft), processors.Guard(name, latestOnly(right, task, name, fromRight))}, nil
 	}
-	return (&KStream[[]byte, processors.Response[R]]{
+	return send, (&KStream[[]byte, processors.Response[R]]{
 		b: b, from: port{n: b.addNode(answer, subs.from, right.from)}, key: serde.Bytes(), value: processors.ResponseSerde(right.value),
 	}).repartition(store+"-response", true, []RepartitionOption{PartitionBy(func(_ []byte, r processors.Response[R], _ int32) int32 { return r.Partition })})
 }

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace/millrace/processors"
 	"github.com/millrace/millrace/serde"
 )
 
@@ -137,6 +138,36 @@ func TestStatefulGolden(t *testing.T) {
 			other := New("other")
 			Join(in(b), rows(other, "t"), concat).To("out")
 			GlobalJoin(in(b), GlobalTable(other, "g", "rows", s, s), value, concat).To("out")
+		}},
+		{"deduplicated, batched and tried again", func(b *Builder) {
+			once := SelectKey(in(b), value).Deduplicate("once", time.Minute)
+			Dropped[string, string](once).To("dropped")
+			tried := Retry(once, "try", RetryPolicy{Attempts: 3, Backoff: time.Second}, func(r processors.Record[string, string]) (string, error) { return r.Value, nil })
+			Batch(tried, "batch", 10, time.Second, AcrossKeys()).To("out")
+		}},
+		{"rows that expire", func(b *Builder) {
+			rows(b, "t").TTL(time.Hour).ToStream().To("out")
+			AddKeyValueStore(b, "mine", s, s, TTL(time.Minute))
+			ProcessValues(in(b), "p", func() processors.Processor[string, string, string, string] { return nil }, Stores("mine")).To("out")
+		}},
+		{"times and sizes that cannot be", func(b *Builder) {
+			in(b).Deduplicate("once", 0).To("out")
+			Retry(in(b), "never", RetryPolicy{Backoff: time.Second}, func(processors.Record[string, string]) (string, error) { return "", nil })
+			Retry(in(b), "shrinking", RetryPolicy{Attempts: 2, Backoff: time.Minute, MaxBackoff: time.Second}, func(processors.Record[string, string]) (string, error) { return "", nil })
+			Retry[string, string, string](in(b), "nothing", RetryPolicy{Attempts: 2, Backoff: time.Second}, nil)
+			Batch(in(b), "empty", 0, 0)
+			rows(b, "t").TTL(-time.Second)
+			AddKeyValueStore(b, "mine", s, s, TTL(0))
+		}},
+		{"tables that have no TTL", func(b *Builder) {
+			rows(b, "a").TTL(time.Hour).TTL(time.Hour)
+			rows(b, "b").Filter(func(string, string) bool { return true }).TTL(time.Hour)
+			Count(in(b).GroupByKey(), "n", Tumbling(time.Minute, Grace(0))).TTL(time.Hour)
+			Table(b, "c", "c", s, s, Versioned(time.Hour)).TTL(time.Hour)
+		}},
+		{"dropped records of the wrong steps and types", func(b *Builder) {
+			Dropped[string, string](in(b).Filter(func(string, string) bool { return true })).To("out")
+			Dropped[string, int64](in(b).GroupByKey().Count("n")).To("out")
 		}},
 	})
 }

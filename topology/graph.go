@@ -42,7 +42,11 @@ type node struct {
 
 	source *sourceConfig // sources and repartitions
 	outs   int           // number of output slots; 0 counts as 1
-	labels []string      // names of the output slots, for Describe
+	// inputs are those whose records the node may drop, dropSlot the output slot that
+	// forwards them; 0 if nothing uses it.
+	inputs   []input
+	dropSlot int
+	labels   []string // names of the output slots, for Describe
 	// fallback says that the second output of an asynchronous step is used.
 	fallback bool
 	// copied says that the node belongs to the asynchronous step behind it: a copy of a
@@ -93,6 +97,15 @@ type sourceConfig struct {
 	partitions int32 // repartitions: 0 is automatic
 }
 
+// keepNullKeys makes a repartition forward records without a key.
+func (n *node) keepNullKeys() {
+	if n.detail == withoutNullKeys {
+		n.detail = ""
+	}
+}
+
+const withoutNullKeys = "without null keys"
+
 // An operator is a running step with more than inputs; nil functions are not
 // called.
 type operator struct {
@@ -105,6 +118,9 @@ type operator struct {
 	pending  func() (entries int, oldest int64)
 	reset    func() error
 	close    func() error
+	// advance is called before every record of the sources, when stream time includes
+	// it.
+	advance func() error
 }
 
 // An edge leads from an output slot of a node to an input slot of a child.

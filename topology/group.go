@@ -81,7 +81,7 @@ func Aggregate[K, V, A any](g *KGroupedStream[K, V], store string, agg serde.Ser
 func aggregate[K, V, A any](g *KGroupedStream[K, V], op, store string, agg serde.Serde[A], update processors.Update[K, V, A]) *KTable[K, A] {
 	s := g.in(store)
 	t := &KTable[K, A]{b: s.b, key: s.key, value: agg, store: store}
-	n := &node{kind: kindStateful, op: op, name: store, stores: t.b.keyValueSpec(op, store, s.key, agg)}
+	n := &node{kind: kindStateful, op: op, name: store, stores: t.b.keyValueSpec(op, store, s.key, agg), inputs: []input{inputOf(s)}}
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		rows, err := openKeyValue(task, store, s.key, agg)
 		if err != nil {
@@ -140,14 +140,14 @@ func windowed[K, V, A any](g *KGroupedStream[K, V], op, store string, w Windows,
 	in := func(step *processors.WindowStep[K, A]) any {
 		return processors.Guard(store, processors.WindowedAggregate(step, update))
 	}
-	return windowedTable(s.b, op, store, w, s.key, agg, merge, []windowInput[K, A]{in}, s.from)
+	return windowedTable(s.b, op, store, w, s.key, agg, merge, []windowInput[K, A]{in}, []input{inputOf(s)}, s.from)
 }
 
 // A windowInput starts an input of a windowed aggregation.
 type windowInput[K, A any] func(*processors.WindowStep[K, A]) any
 
 // windowedTable adds the step that aggregates by key and window.
-func windowedTable[K, A any](b *Builder, op, store string, w Windows, key serde.Serde[K], agg serde.Serde[A], merge processors.Merge[K, A], inputs []windowInput[K, A], from ...port) *KTable[Windowed[K], A] {
+func windowedTable[K, A any](b *Builder, op, store string, w Windows, key serde.Serde[K], agg serde.Serde[A], merge processors.Merge[K, A], inputs []windowInput[K, A], records []input, from ...port) *KTable[Windowed[K], A] {
 	t := &KTable[Windowed[K], A]{b: b, value: agg, store: store, uses: []string{store}}
 	if w.Kind != processors.UnlimitedWindow {
 		t.end, t.closes = func(k Windowed[K]) int64 { return k.End }, w.closes()
@@ -163,7 +163,7 @@ func windowedTable[K, A any](b *Builder, op, store string, w Windows, key serde.
 	default:
 		t.key = WindowedSerde(key, w.Size)
 	}
-	n := &node{kind: kindStateful, op: op, name: store, detail: w.String(), timers: true, stores: b.windowSpec(op, store, w, key, agg)}
+	n := &node{kind: kindStateful, op: op, name: store, detail: w.String(), timers: true, stores: b.windowSpec(op, store, w, key, agg), inputs: records}
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		step, err := openWindowed(task, store, w, key, agg)
 		if err != nil {

@@ -72,6 +72,7 @@ func joinTable[K, V, T, R any](s *KStream[K, V], t *KTable[K, T], kind processor
 	if in != s && n.name == "" {
 		s.b.fail("%s with table %q: a step before it changes the stream's key or is asynchronous, so it needs a repartition topic; pass topology.Named to name it", n.op, t.store)
 	}
+	n.inputs = []input{inputOf(in)}
 	delay := joinGrace(n, in, t, o.grace)
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		rows, err := t.asOf(task)
@@ -153,7 +154,7 @@ func GlobalLeftJoin[K, V, KT, T, R any](s *KStream[K, V], g *GlobalKTable[KT, T]
 }
 
 func joinGlobal[K, V, KT, T, R any](s *KStream[K, V], g *GlobalKTable[KT, T], keyOf func(K, V) KT, kind processors.JoinKind, f func(K, V, T, bool) (R, error), opts []StepOption) *KStream[K, R] {
-	n := &node{kind: kindStateless, op: "global-" + kind.String() + "-join", detail: fmt.Sprintf("table %q", g.store)}
+	n := &node{kind: kindStateless, op: "global-" + kind.String() + "-join", detail: fmt.Sprintf("table %q", g.store), inputs: []input{inputOf(s)}}
 	for _, opt := range opts {
 		opt.step(n)
 	}
@@ -210,6 +211,12 @@ func joinTables[K, L, R, V any](left *KTable[K, L], right *KTable[K, R], store s
 		t.key = right.key
 	}
 	n := &node{kind: kindStateful, op: op, name: store, aligned: true, stores: t.b.keyValueSpec(op, store, t.key, value)}
+	if left.versions != nil {
+		n.inputs = append(n.inputs, tableInput(left))
+	}
+	if right.versions != nil {
+		n.inputs = append(n.inputs, tableInput(right))
+	}
 	n.uses = append(append(n.uses, left.uses...), right.uses...)
 	n.start = func(task processors.Task, out [][]any) ([]any, error) {
 		l, err := left.lookup(task)

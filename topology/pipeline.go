@@ -59,6 +59,9 @@ func (p *piece) start(t processors.Task, sources []Source) (Pipeline, error) {
 }
 
 func (n *node) begin(t processors.Task, out [][]any) (*operator, error) {
+	if n.dropSlot > 0 {
+		t = processors.WithDropped(t, out[n.dropSlot])
+	}
 	if n.run != nil {
 		return n.run(t, out)
 	}
@@ -77,6 +80,13 @@ func (p *pipeline) Process(source int, rec *processors.Raw) (err error) {
 	}
 	if p.async != nil && p.async.Seen(rec) {
 		return nil // before a restart; its result was not out
+	}
+	for _, op := range slices.Backward(p.ops) { // they were started last first
+		if op.advance != nil {
+			if err := op.advance(); err != nil {
+				return err
+			}
+		}
 	}
 	for _, read := range p.sources[source] {
 		if err := read(rec); err != nil {

@@ -28,8 +28,15 @@ var _ state.Handle[string, int64] = (*Store[string, int64])(nil)
 // AddKeyValueStore declares a key-value store for processors, which connect to it
 // with [Stores]. Its changelog is <app>.<name>-table. All steps connected to one
 // store run in one sub-topology.
-func AddKeyValueStore[K, V any](b *Builder, name string, key serde.Serde[K], value serde.Serde[V]) *Store[K, V] {
-	return addNamedStore(b, state.Spec{Name: name, Kind: state.KeyValue}, key, value)
+func AddKeyValueStore[K, V any](b *Builder, name string, key serde.Serde[K], value serde.Serde[V], opts ...StoreOption) *Store[K, V] {
+	spec := state.Spec{Name: name, Kind: state.KeyValue}
+	for _, opt := range opts {
+		opt.store(&spec)
+	}
+	if len(opts) > 0 {
+		checkTTL(b, fmt.Sprintf("store %q: TTL", name), spec.TTL)
+	}
+	return addNamedStore(b, spec, key, value)
 }
 
 // AddWindowStore declares a window store for processors, which connect to it with

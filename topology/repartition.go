@@ -93,12 +93,12 @@ func (s *KStream[K, V]) repartition(name string, keepNullKeys bool, opts []Repar
 		n.serdes = [2]string{s.key.Name(), s.value.Name()}
 	}
 	if !keepNullKeys {
-		n.detail = "without null keys"
+		n.detail = withoutNullKeys
 	}
 	write := writer(s.b, n, what, processors.Destination[K, V]{Topic: n.topic, Key: s.key, Value: s.value}, o.partition)
 	n.start = func(t processors.Task, out [][]any) ([]any, error) {
 		in, err := write(t, out)
-		if err == nil && !keepNullKeys {
+		if err == nil && !keepNullKeys && n.detail != "" {
 			in[0] = processors.DropNullKeys(t, name, in[0].(processors.Forward[K, V]))
 		}
 		return in, err

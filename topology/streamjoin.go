@@ -121,7 +121,7 @@ func joinStreams[K, L, R, V any](left *KStream[K, L], right *KStream[K, R], name
 	if key == nil {
 		key = r.key
 	}
-	n := &node{kind: kindStateful, op: op, name: name, detail: w.String(), aligned: true, timers: true}
+	n := &node{kind: kindStateful, op: op, name: name, detail: w.String(), aligned: true, timers: true, inputs: []input{inputOf(l), inputOf(r)}}
 	for _, err := range w.check() {
 		b.fail("%s: %v", what, err)
 	}

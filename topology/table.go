@@ -23,8 +23,13 @@ type KTable[K, V any] struct {
 	// lookup opens the reader of current rows, uses names the stores it reads.
 	lookup func(processors.Task) (processors.Lookup[K, V], error)
 	uses   []string
+	// open opens the table's own key-value store, and says the serde of its keys; nil if
+	// it has none.
+	open func(processors.Task) (state.KeyValueStore[K, V], serde.Serde[K], error)
 	// store is the name of the table's own store, empty if it has none.
 	store string
+	// dropper is the node that drops records, if it is not the table's own.
+	dropper *node
 	// made is the stream the table was made of, nil if it was made otherwise.
 	made *KStream[K, V]
 	// history is how far back versions reaches, which opens the reader of past
@@ -75,7 +80,7 @@ func (s *KStream[K, V]) ToTable(store string, opts ...VersionedOption) *KTable[K
 // addTable adds the node that keeps the rows of s.
 func addTable[K, V any](op, store string, s *KStream[K, V], history *time.Duration) *KTable[K, V] {
 	t := &KTable[K, V]{b: s.b, key: s.key, value: s.value, store: store, made: s}
-	n := &node{kind: kindStateful, op: op, name: store}
+	n := &node{kind: kindStateful, op: op, name: store, inputs: []input{inputOf(s)}}
 	if history != nil {
 		t.addHistory(n, *history)
 	} else {
@@ -98,6 +103,10 @@ func addTable[K, V any](op, store string, s *KStream[K, V], history *time.Durati
 func (t *KTable[K, V]) ownLookup() {
 	store, key, value := t.store, t.key, t.value
 	t.uses = []string{store}
+	t.open = func(task processors.Task) (state.KeyValueStore[K, V], serde.Serde[K], error) {
+		rows, err := openKeyValue(task, store, key, value)
+		return rows, key, err
+	}
 	t.lookup = func(task processors.Task) (processors.Lookup[K, V], error) {
 		rows, err := openKeyValue(task, store, key, value)
 		if err != nil {

@@ -50,8 +50,32 @@ func operators() *topology.Builder {
 	topology.ForeignKeyLeftJoin(rows, history, "foreign", s,
 		func(_, v string) (string, bool) { return "k" + v[:1], v[:1] != "3" }, concatOK).ToStream().To("foreign-out")
 	topology.TableJoin(rows, history, "tables", s, concat).ToStream().To("tables-out")
+
+	once := topology.DeduplicateBy(left, "once", second(20), s, func(_, v string) string { return v[:1] })
+	once.To("once-out")
+	topology.Dropped[string, string](once).To("dropped-out")
+	left.ToTable("mayflies").TTL(second(3)).ToStream().To("mayflies-out")
+	topology.Batch(left, "batch", 4, 24*time.Hour).To("batch-out")
+	topology.ProcessValues(left, "echo", func() processors.Processor[string, string, string, string] { return &repeater{} }).To("echo-out")
 	return b
 }
+
+// repeater forwards the last value of a key again when none came for 5 s of stream time.
+type repeater struct {
+	timers *processors.Timers[string]
+}
+
+func (e *repeater) Init(ctx *processors.Context[string, string]) (err error) {
+	e.timers, err = processors.NewTimers(ctx, "silence", processors.StreamTime, serde.String(), func(key string, at int64, last []byte) error {
+		return ctx.Forward(processors.Record[string, string]{Key: key, Value: string(last), Timestamp: at})
+	})
+	return err
+}
+
+func (e *repeater) Process(r processors.Record[string, string]) error {
+	return e.timers.Set(r.Key, r.Timestamp+5000, []byte(r.Value))
+}
+func (e *repeater) Close() error { return nil }
 
 // operatorInput makes n records, a third of them late. A late record follows one
 // of its topic, so that the order in which a task takes them is theirs.
@@ -88,6 +112,7 @@ func runOperators(t *testing.T, seed uint64) {
 	outputs := []string{
 		"hopping-out", "sliding-out", "session-out", "final-out", "unlimited-out", "cogroup-out",
 		"streams-out", "as-of-out", "calm-out", "foreign-out", "tables-out",
+		"once-out", "dropped-out", "mayflies-out", "batch-out", "echo-out",
 	}
 	bubble(t, func(r *rig) {
 		t := r.t

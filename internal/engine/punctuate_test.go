@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -15,6 +16,55 @@ import (
 	"github.com/millrace/millrace/serde"
 	"github.com/millrace/millrace/topology"
 )
+
+// TestRetryOnTheEngine takes the disk of an application whose records wait, and fails a
+// commit: what was tried, and what waits behind it, goes on where it was.
+func TestRetryOnTheEngine(t *testing.T) {
+	bubble(t, func(r *rig) {
+		calls := 0
+		start := func() *app {
+			b := topology.New("app")
+			s := serde.String()
+			policy := topology.RetryPolicy{Attempts: 9, Backoff: 10 * time.Second}
+			topology.Retry(topology.Stream(b, "in", s, s), "call", policy, func(rec processors.Record[string, string]) (string, error) {
+				if rec.Value == "a" {
+					if calls++; calls <= 2 {
+						return "", errors.New("not now")
+					}
+				}
+				return rec.Value, nil
+			}).To("out")
+			a := r.start(b, vfs.NewMem())
+			a.running(1)
+			return a
+		}
+		a := start()
+		for _, rec := range []string{"ka", "kb", "xc"} {
+			r.produce("in", &kgo.Record{Key: []byte(rec[:1]), Value: []byte(rec[1:])})
+		}
+		r.pass(5 * time.Second)
+		a.stop()
+		a = start()
+		r.pass(10 * time.Second) // the second call
+		got := ""
+		for _, rec := range r.read("out") {
+			got += string(rec.Value) + " "
+		}
+		if calls != 2 || got != "c " {
+			r.t.Errorf("after %d calls: out %q", calls, got)
+		}
+		r.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.UnknownServerError})
+		r.pass(time.Minute)
+		a.stop()
+		got = ""
+		for _, rec := range r.read("out") {
+			got += string(rec.Value) + " "
+		}
+		if got != "c a b " {
+			r.t.Errorf("out %q, want c a b", got)
+		}
+	}, "in", "out")
+}
 
 // metronome forwards the time of its punctuations: every 10 s of stream time.
 type metronome struct{}
