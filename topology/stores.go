@@ -30,8 +30,11 @@ func (b *Builder) windowSpec(op, store string, w Windows, key, value serdeName) 
 	switch spec := &specs[0]; w.Kind {
 	case processors.TimeWindows:
 		spec.Kind, spec.WindowSize, spec.Retention = state.Window, w.Size, w.Retention
-	case processors.SlidingWindows: // 1 ms: what closes now is still read
-		spec.Kind, spec.WindowSize, spec.Retention = state.Window, w.Size, w.Retention+time.Millisecond
+	case processors.SlidingWindows:
+		// A record that is as late as may be begins a window behind the record before
+		// it, whose own window begins up to 3 differences + grace before stream time.
+		// 1 ms: what closes now is still read.
+		spec.Kind, spec.WindowSize, spec.Retention = state.Window, w.Size, max(w.Retention, 3*w.Size+w.Grace)+time.Millisecond
 	case processors.SessionWindows:
 		specs[0] = state.SessionSpec(store, spec.KeySerde, spec.ValueSerde, w.Size, w.Retention+time.Millisecond)
 	}

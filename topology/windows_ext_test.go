@@ -24,9 +24,18 @@ func TestWindowDrops(t *testing.T) {
 			in a v 20
 			in a v 13`,
 			// The last record could be in an open window, if there were another behind it;
-			// the one that ends at it is closed.
+			// the one behind the record before it and the one that ends at it are closed.
 			"[a@5/10]:1@10 [a@15/20]:1@20",
-			[]string{"n null-key", "n null-value", "n late", "n late"},
+			[]string{"n null-key", "n null-value", "n late", "n late", "n late"},
+		},
+		{
+			// [a@33/36] lies behind a record whose own window is 3 differences + grace old.
+			"sliding, as late as may be", count(topology.Sliding(ms(3), topology.Grace(ms(1)))), `
+			in a v 32
+			in b v 37
+			in a v 34`,
+			"[a@29/32]:1@32 [b@34/37]:1@37 [a@33/36]:1@34",
+			[]string{"n late"},
 		},
 		{
 			"session", count(topology.Session(ms(5), topology.Grace(ms(2)))), `
