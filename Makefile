@@ -12,6 +12,9 @@ FUZZTIME ?= 10s
 SCHEDULES ?= 1000
 # The folder of conformance cases for "make cases".
 CASES    ?=
+# How many random cases "make oracle" compares, and the seed of the first.
+ORACLE_CASES ?= 20000
+ORACLE_SEED  ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -28,7 +31,7 @@ demo: ## enrich 3,708 review sentences on an embedded broker
 test: ## unit tests and simulation
 	$(GO) test -tags synctests ./...
 	@command -v java >/dev/null && command -v mvn >/dev/null || \
-		echo "skipped: the tests against Apache Kafka (make integration), since Java or Maven is missing"
+		echo "skipped: the tests against Apache Kafka (make integration) and Kafka Streams (make oracle), since Java or Maven is missing"
 
 # The tag has franz-go use locks that fake time passes.
 .PHONY: sim
@@ -61,6 +64,10 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 cases: ## one JSON line for each conformance case in the folder CASES
 	@test -n "$(CASES)" || { echo 'name the folder: make cases CASES=DIR'; exit 1; }
 	$(GO) run ./internal/cmd/cases $(CASES)/*.json
+
+.PHONY: oracle
+oracle: ## ORACLE_CASES (20000) random topologies here and on Kafka Streams, row by row (Java)
+	$(GO) run ./internal/cmd/oracle -n $(ORACLE_CASES) -seed $(ORACLE_SEED) internal/oracle/testdata/*.json
 
 .PHONY: kafka
 kafka: ## run an Apache Kafka on a free port until Ctrl-C (Java)

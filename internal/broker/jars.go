@@ -3,7 +3,7 @@ package broker
 import (
 	"bytes"
 	"context"
-	_ "embed"
+	"embed"
 	"errors"
 	"fmt"
 	"os"
@@ -21,7 +21,7 @@ const KafkaVersion = "4.3.1"
 const CacheEnv = "MILLRACE_KAFKA_CACHE"
 
 //go:embed pom.xml
-var pom []byte
+var pom embed.FS
 
 // Available returns nil if a JDK of version 17 or newer and either Maven or the
 // cached jars are there, else an error that says what is missing.
@@ -76,36 +76,9 @@ func cacheDir() (string, error) {
 // them with Maven if they are not, and returns their directory. Several
 // processes may call it at once.
 func FetchJars(ctx context.Context) (string, error) {
-	dir, err := cacheDir()
+	libs, err := MavenProject(ctx, "", pom, "libs", "dependency:copy-dependencies", "-DoutputDirectory=libs")
 	if err != nil {
-		return "", err
-	}
-	libs := filepath.Join(dir, "libs")
-	if isDir(libs) {
-		return libs, nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("cache of Kafka's jars: %w", err)
-	}
-	work, err := os.MkdirTemp(dir, "fetch-")
-	if err != nil {
-		return "", fmt.Errorf("cache of Kafka's jars: %w", err)
-	}
-	defer os.RemoveAll(work)
-	if err := os.WriteFile(filepath.Join(work, "pom.xml"), pom, 0o644); err != nil {
-		return "", err
-	}
-	// --strict-checksums: a damaged download fails instead of warning.
-	cmd := exec.CommandContext(ctx, "mvn", "--batch-mode", "--quiet", "--strict-checksums",
-		"dependency:copy-dependencies", "-DoutputDirectory=libs")
-	cmd.Dir = work
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("fetch the jars of Apache Kafka %s with Maven: %w\n%s", KafkaVersion, err, tail(out, 2000))
-	}
-	// The rename makes a complete directory appear at once; when another process
-	// was faster, its jars are as good.
-	if err := os.Rename(filepath.Join(work, "libs"), libs); err != nil && !isDir(libs) {
-		return "", fmt.Errorf("cache of Kafka's jars: %w", err)
+		return "", fmt.Errorf("fetch the jars of Apache Kafka %s: %w", KafkaVersion, err)
 	}
 	return libs, nil
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/millrace/millrace/internal/cases"
 )
 
 // TestConformance runs the folder of conformance cases, where there is one.
@@ -24,13 +26,13 @@ func TestConformance(t *testing.T) {
 	}
 	passed := 0
 	for _, file := range files {
-		s, err := readSuite(file)
+		s, err := cases.Read(file)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range s.Cases {
 			t.Run(strings.TrimSuffix(filepath.Base(file), ".json")+"/"+c.Name, func(t *testing.T) {
-				r := c.run()
+				r := c.Check()
 				switch {
 				case r.Unsupported != "":
 					t.Skipf("not yet supported: %s", r.Unsupported)

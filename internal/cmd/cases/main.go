@@ -13,6 +13,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/millrace/millrace/internal/cases"
 )
 
 func main() {
@@ -21,15 +23,6 @@ func main() {
 		os.Exit(2)
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
-}
-
-// A result is the printed line of a case.
-type result struct {
-	Name        string   `json:"name"`
-	Pass        bool     `json:"pass"`
-	Got         []output `json:"got"`
-	Unsupported string   `json:"unsupported,omitempty"`
-	Error       string   `json:"error,omitempty"`
 }
 
 // run runs the cases of all files and returns the exit status.
@@ -42,13 +35,13 @@ func run(files []string, stdout, stderr io.Writer) int {
 	lines := json.NewEncoder(stdout)
 	lines.SetEscapeHTML(false)
 	for _, file := range files {
-		s, err := readSuite(file)
+		s, err := cases.Read(file)
 		if err != nil {
 			fail(err)
 			continue
 		}
 		for _, c := range s.Cases {
-			r := c.run()
+			r := c.Check()
 			if err := lines.Encode(r); err != nil {
 				fail(err)
 				return status
