@@ -2,6 +2,8 @@ package processors
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/millrace/millrace/serde"
@@ -25,7 +27,7 @@ type Batching struct {
 //
 // The records wait in store; reset is called before the first record and after an abort,
 // and closing ends the ticks.
-func Batch[K, V any](t Task, step string, b Batching, keys serde.Serde[K], store state.KeyValueStore[Lane, Record[K, V]], next Forward[K, []Record[K, V]]) (in Forward[K, V], reset, closing func()) {
+func Batch[K, V any](t Task, step string, b Batching, keys serde.Serde[K], store state.KeyValueStore[QueueKey, Record[K, V]], next Forward[K, []Record[K, V]]) (in Forward[K, V], reset, closing func()) {
 	o := &batch[K, V]{Batching: b, task: t, step: step, keys: keys, rows: queue[Record[K, V]]{store, t.Cell(step + ".number")}, next: next}
 	o.timers = newTimers(t, step, WallClock, func(lane []byte, _ int64, _ []byte) error { return o.flush(lane) })
 	return o.process, o.timers.reset, o.timers.close
@@ -94,3 +96,49 @@ func (o *batch[K, V]) flush(lane []byte) error {
 	}
 	return o.next(out)
 }
+
+// BatchSerde encodes a list of records: the timestamp of each as a varint, and the
+// record as [RecordSerde] does behind its length.
+func BatchSerde[K, V any](keys serde.Serde[K], values serde.Serde[V]) serde.Serde[[]Record[K, V]] {
+	return batchSerde[K, V]{RecordSerde(keys, values)}
+}
+
+type batchSerde[K, V any] struct{ records serde.Serde[Record[K, V]] }
+
+func (s batchSerde[K, V]) Append(dst []byte, batch []Record[K, V]) ([]byte, error) {
+	out := dst
+	if out == nil {
+		out = []byte{}
+	}
+	for _, r := range batch {
+		rec, err := s.records.Append(nil, r)
+		if err != nil {
+			return dst, err
+		}
+		out = binary.AppendVarint(out, r.Timestamp)
+		out = append(binary.AppendUvarint(out, uint64(len(rec))), rec...)
+	}
+	return out, nil
+}
+
+func (s batchSerde[K, V]) Decode(data []byte) (batch []Record[K, V], err error) {
+	for len(data) > 0 {
+		at, size := binary.Varint(data)
+		if size <= 0 {
+			return nil, errors.New("batch: malformed")
+		}
+		rec, rest, ok := cutBytes(data[size:])
+		if !ok {
+			return nil, errors.New("batch: malformed")
+		}
+		r, err := s.records.Decode(rec)
+		if err != nil {
+			return nil, err
+		}
+		r.Timestamp = at
+		batch, data = append(batch, r), rest
+	}
+	return batch, nil
+}
+
+func (s batchSerde[K, V]) Name() string { return fmt.Sprintf("batch(%s)", s.records.Name()) }

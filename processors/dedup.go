@@ -67,28 +67,8 @@ func (s keyIDSerde[K, ID]) Name() string {
 func Deduplicate[K, V, ID any](t Task, step string, interval time.Duration, keys serde.Serde[KeyID[K, ID]], store state.KeyValueStore[KeyID[K, ID], []byte],
 	id func(Record[K, V]) (ID, bool, error), next Forward[K, V],
 ) Forward[K, V] {
-	clock, places, within := windowClock(t, step), newAgenda(t, step), interval.Milliseconds()
-	forget := func(now int64) error {
-		left := maxForget
-		return places.take(now-2*within-1, func(enc []byte, _ int64) (bool, error) {
-			if left--; left < 0 {
-				return false, nil
-			}
-			key, err := keys.Decode(enc)
-			if err != nil {
-				return false, err
-			}
-			_, first, ok, err := store.GetTimestamped(key)
-			switch {
-			case err != nil || !ok:
-				return true, err
-			case first+2*within >= now:
-				places.put(first, enc)
-				return true, nil
-			}
-			return true, store.Delete(key)
-		})
-	}
+	clock, within := windowClock(t, step), interval.Milliseconds()
+	rows := newExpiry(t, step, time.Duration(2*within+1)*time.Millisecond, keys, store)
 	return func(r Record[K, V]) error {
 		if r.NoKey {
 			return next(r)
@@ -102,7 +82,7 @@ func Deduplicate[K, V, ID any](t Task, step string, interval time.Duration, keys
 		}
 		now := max(clock.Value(), r.Timestamp)
 		clock.Set(now)
-		if err := forget(now); err != nil {
+		if err := rows.sweep(now, maxForget, forgotten); err != nil {
 			return Fail(ClassState, step, err)
 		}
 		if r.Timestamp < now-within {
@@ -118,11 +98,9 @@ func Deduplicate[K, V, ID any](t Task, step string, interval time.Duration, keys
 			return Drop(t, step, r, "duplicate")
 		}
 		if !ok {
-			enc, err := keys.Append(nil, key)
-			if err != nil {
+			if err := rows.put(key, r.Timestamp); err != nil {
 				return Fail(ClassState, step, err)
 			}
-			places.put(r.Timestamp, enc)
 		}
 		if err := store.Put(key, nil, r.Timestamp); err != nil {
 			return Fail(ClassState, step, err)

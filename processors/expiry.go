@@ -35,9 +35,14 @@ func (e *expiry[K, V]) put(key K, timestamp int64) error {
 }
 
 // sweep deletes what has expired at stream time now, and calls f for each row, in the
-// order of their ends and of their encoded keys.
-func (e *expiry[K, V]) sweep(now int64, f func(state.Row[K, V]) error) error {
+// order of their ends and of their encoded keys. It looks at limit places at most, at
+// all if that is below 0.
+func (e *expiry[K, V]) sweep(now int64, limit int, f func(state.Row[K, V]) error) error {
 	return e.places.take(now, func(enc []byte, at int64) (bool, error) {
+		if limit == 0 {
+			return false, nil
+		}
+		limit--
 		key, err := e.keys.Decode(enc)
 		if err != nil {
 			return false, err
@@ -79,12 +84,15 @@ func ExpireRows[K, V any](t Task, step string, ttl time.Duration, keys serde.Ser
 				err = stopped(step, Panicked(ClassProcess, step, p))
 			}
 		}()
-		return stopped(step, e.sweep(t.StreamTime(), func(row state.Row[K, V]) error {
+		return stopped(step, e.sweep(t.StreamTime(), -1, func(row state.Row[K, V]) error {
 			return next(Record[K, Change[V]]{Key: row.Key, Value: Change[V]{Old: row.Value, HasOld: true}, Timestamp: row.Timestamp + e.ttl})
 		}))
 	}
 	return changes, advance
 }
+
+// forgotten is for rows that are only deleted.
+func forgotten[K, V any](state.Row[K, V]) error { return nil }
 
 // stopped returns err, of something that is not the record's, as one that stops the task.
 func stopped(step string, err error) error {
@@ -162,7 +170,7 @@ func expire[K, V any](c StoreContext, s *state.Store, keys serde.Serde[K], store
 	}
 	out := &expiring[K, V]{store, newExpiry(c.task(), s.Spec.Name, s.Spec.TTL, keys, store), c.task().StreamTime}
 	c.everyRecord(func(now int64) error {
-		return Fail(ClassState, s.Spec.Name, out.e.sweep(now, func(state.Row[K, V]) error { return nil }))
+		return Fail(ClassState, s.Spec.Name, out.e.sweep(now, -1, forgotten))
 	})
 	return out
 }

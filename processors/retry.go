@@ -39,7 +39,7 @@ type Retrying[K, V, R any] struct {
 	// DeadLetters is the topic of the source records that are given up.
 	DeadLetters string
 	Keys        serde.Serde[K]
-	Store       state.KeyValueStore[Lane, Sourced[K, V]]
+	Store       state.KeyValueStore[QueueKey, Sourced[K, V]]
 	Call        func(Record[K, V]) (R, error)
 	Next        Forward[K, R]
 
@@ -172,3 +172,71 @@ func (o *Retrying[K, V, R]) giveUp(r Record[K, V], src *Raw, err error) error {
 	}
 	return nil
 }
+
+// Sourced is a record with the source record that caused it.
+type Sourced[K, V any] struct {
+	Record Record[K, V]
+	Source Raw
+}
+
+// SourcedSerde encodes a record as [RecordSerde] does, behind its length, then its
+// source: topic behind its length, partition, offset and timestamp as varints, headers,
+// key and value, each behind its length + 1, 0 for null. Of the record, the timestamp is
+// not written.
+func SourcedSerde[K, V any](keys serde.Serde[K], values serde.Serde[V]) serde.Serde[Sourced[K, V]] {
+	return sourcedSerde[K, V]{RecordSerde(keys, values)}
+}
+
+type sourcedSerde[K, V any] struct{ records serde.Serde[Record[K, V]] }
+
+func (s sourcedSerde[K, V]) Append(dst []byte, v Sourced[K, V]) ([]byte, error) {
+	rec, err := s.records.Append(nil, v.Record)
+	if err != nil {
+		return dst, err
+	}
+	dst = append(binary.AppendUvarint(dst, uint64(len(rec))), rec...)
+	src := &v.Source
+	dst = append(binary.AppendUvarint(dst, uint64(len(src.Topic))), src.Topic...)
+	for _, n := range []int64{int64(src.Partition), src.Offset, src.Timestamp} {
+		dst = binary.AppendVarint(dst, n)
+	}
+	return appendHeaders(dst, append([]Header{{Value: src.Key}, {Value: src.Value}}, src.Headers...)), nil
+}
+
+var errSourced = errors.New("record with its source: malformed")
+
+func (s sourcedSerde[K, V]) Decode(data []byte) (v Sourced[K, V], err error) {
+	rec, data, ok := cutBytes(data)
+	if !ok {
+		return v, errSourced
+	}
+	topic, data, ok := cutBytes(data)
+	if !ok {
+		return v, errSourced
+	}
+	var numbers [3]int64
+	for i := range numbers {
+		n, size := binary.Varint(data)
+		if size <= 0 {
+			return v, errSourced
+		}
+		numbers[i], data = n, data[size:]
+	}
+	headers, data, ok := cutHeaders(data)
+	if !ok || len(headers) < 2 || len(data) > 0 {
+		return v, errSourced
+	}
+	if v.Record, err = s.records.Decode(rec); err != nil {
+		return Sourced[K, V]{}, err
+	}
+	v.Source = Raw{
+		Topic: string(topic), Partition: int32(numbers[0]), Offset: numbers[1], Timestamp: numbers[2],
+		Key: headers[0].Value, Value: headers[1].Value,
+	}
+	if len(headers) > 2 {
+		v.Source.Headers = headers[2:]
+	}
+	return v, nil
+}
+
+func (s sourcedSerde[K, V]) Name() string { return fmt.Sprintf("sourced(%s)", s.records.Name()) }

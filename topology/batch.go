@@ -60,9 +60,9 @@ func Batch[K, V any](s *KStream[K, V], name string, size int, wait time.Duration
 	}
 	out.value = processors.BatchSerde(in.key, in.value)
 	rows := processors.RecordSerde(in.key, in.value)
-	n.stores = b.keyValueSpec(n.op, name, processors.LaneSerde(), rows)
+	n.stores = b.keyValueSpec(n.op, name, processors.QueueKeySerde(), rows)
 	n.run = func(task processors.Task, to [][]any) (*operator, error) {
-		store, err := openKeyValue(task, name, processors.LaneSerde(), rows)
+		store, err := openKeyValue(task, name, processors.QueueKeySerde(), rows)
 		if err != nil {
 			return nil, err
 		}

@@ -62,9 +62,9 @@ func Retry[K, V, R any](s *KStream[K, V], name string, policy RetryPolicy, f fun
 		return out
 	}
 	rows := processors.SourcedSerde(in.key, in.value)
-	n.stores = b.keyValueSpec(n.op, name, processors.LaneSerde(), rows)
+	n.stores = b.keyValueSpec(n.op, name, processors.QueueKeySerde(), rows)
 	n.run = func(task processors.Task, to [][]any) (*operator, error) {
-		store, err := openKeyValue(task, name, processors.LaneSerde(), rows)
+		store, err := openKeyValue(task, name, processors.QueueKeySerde(), rows)
 		if err != nil {
 			return nil, err
 		}

@@ -208,7 +208,7 @@ func TestRetryIsBounded(t *testing.T) {
 	for i := range int64(5) {
 		in.Pipe("k", fmt.Sprint(i), i)
 	}
-	if rows := topologytest.KeyValue(d, "call", processors.LaneSerde(), processors.SourcedSerde(str, str)).Rows(); len(rows) != 2 {
+	if rows := topologytest.KeyValue(d, "call", processors.QueueKeySerde(), processors.SourcedSerde(str, str)).Rows(); len(rows) != 2 {
 		t.Errorf("%d records wait, want 2", len(rows))
 	}
 	down = false
