@@ -8,6 +8,7 @@ import (
 	"github.com/millrace/millrace/internal/engine"
 	"github.com/millrace/millrace/internal/replica"
 	"github.com/millrace/millrace/state"
+	"github.com/millrace/millrace/topology"
 )
 
 // A Replica is a read-only full copy of one store of an application, in any
@@ -47,7 +48,7 @@ func NewReplica(app string, store StoreHandle, opts ...Option) (*Replica, error)
 		return nil, fmt.Errorf("replica of store %q of application %q: %w", spec.Name, app, err)
 	}
 	return &Replica{replica.New(replica.Config{
-		Topic: app + "." + spec.Name + "-table", Store: spec, Kafka: cfg.Kafka, Dir: cfg.StateDir, Logger: cfg.Logger,
+		Topic: topology.ChangelogTopic(app, spec.Name), Store: spec, Kafka: cfg.Kafka, Dir: cfg.StateDir, Logger: cfg.Logger,
 	})}, nil
 }
 

@@ -179,8 +179,11 @@ func (s *SubTopology) Changelog(store string) string {
 			return ""
 		}
 	}
-	return s.App + "." + store + "-table"
+	return ChangelogTopic(s.App, store)
 }
+
+// ChangelogTopic returns the topic that logs a store of an application.
+func ChangelogTopic(app, store string) string { return app + "." + store + "-table" }
 
 // Changelogs returns the logs of the sub-topology, that of the task's own rows
 // first.

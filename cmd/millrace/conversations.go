@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace/millrace/internal/kafka"
 	millracev1 "github.com/millrace/millrace/proto/millrace/v1"
+	"github.com/millrace/millrace/topology"
 )
 
 // conversationsCommand exports the conversations of a step.
@@ -56,7 +57,7 @@ func conversationsCommand(ctx context.Context, args []string, std stdio) error {
 	if err := reach(ctx, cl, conf.Brokers); err != nil {
 		return err
 	}
-	e := &export{conf: &conf, cl: cl, topic: *app + "." + *store + "-table", out: json.NewEncoder(std.out)}
+	e := &export{conf: &conf, cl: cl, topic: topology.ChangelogTopic(*app, *store), out: json.NewEncoder(std.out)}
 	if *key != "" {
 		e.only = key
 	}
