@@ -2,11 +2,8 @@ package millrace
 
 import (
 	"context"
-	"errors"
-	"fmt"
 
 	"github.com/millrace/millrace/internal/deadletter"
-	"github.com/millrace/millrace/internal/engine"
 )
 
 // DeadLetters are the dead letters of an application, for a program that shows or
@@ -41,16 +38,9 @@ var (
 // log, and [Replication] for the topic <app>.replays. Nothing is opened before the first
 // call.
 func NewDeadLetters(app string, opts ...Option) (*DeadLetters, error) {
-	var cfg engine.Config
-	for _, o := range opts {
-		o(&cfg)
-	}
-	errs := cfg.Kafka.Validate()
-	if app == "" {
-		errs = append(errs, errors.New("no application: name the one that topology.New names"))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, fmt.Errorf("dead letters of application %q: %w", app, err)
+	cfg, err := toolConfig("dead letters", app, opts)
+	if err != nil {
+		return nil, err
 	}
 	s := deadletter.New(app, &cfg.Kafka)
 	if cfg.Replication != 0 {

@@ -3,6 +3,8 @@ package millrace
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"time"
@@ -19,6 +21,23 @@ import (
 
 // An Option sets something of an [App].
 type Option func(*engine.Config)
+
+// toolConfig returns what the options say for a client beside an application: its
+// prompts, its dead letters.
+func toolConfig(what, app string, opts []Option) (*engine.Config, error) {
+	cfg := &engine.Config{}
+	for _, o := range opts {
+		o(cfg)
+	}
+	errs := cfg.Kafka.Validate()
+	if app == "" {
+		errs = append(errs, errors.New("no application: name the one that topology.New names"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("%s of application %q: %w", what, app, err)
+	}
+	return cfg, nil
+}
 
 // Brokers names the bootstrap addresses of the Kafka cluster, host:port. Required.
 func Brokers(addrs ...string) Option {

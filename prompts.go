@@ -2,11 +2,8 @@ package millrace
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
-	"github.com/millrace/millrace/internal/engine"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/llm/prompt"
 )
@@ -24,16 +21,9 @@ type Prompts struct {
 // those about the brokers and the log, and [Replication] for a topic that it has to
 // create. Nothing is opened before the first call.
 func NewPrompts(app string, opts ...Option) (*Prompts, error) {
-	var cfg engine.Config
-	for _, o := range opts {
-		o(&cfg)
-	}
-	errs := cfg.Kafka.Validate()
-	if app == "" {
-		errs = append(errs, errors.New("no application: name the one that topology.New names"))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, fmt.Errorf("prompts of application %q: %w", app, err)
+	cfg, err := toolConfig("prompts", app, opts)
+	if err != nil {
+		return nil, err
 	}
 	r := registry.New(app, &cfg.Kafka)
 	if cfg.Replication != 0 {

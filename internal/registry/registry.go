@@ -144,7 +144,7 @@ func isOthers(err error) bool {
 // had it before can commit no more, so that what is read now stays true.
 func (r *Registry) update(ctx context.Context, cl *kgo.Client, change func(*prompt.Registry) ([]prompt.Record, error)) error {
 	if _, _, err := cl.ProducerID(ctx); err != nil {
-		return fmt.Errorf("transactional id %q: %w: grant Write on it", r.topic, err)
+		return fmt.Errorf("transactional id %q: %w", r.topic, advised(err))
 	}
 	reg, err := r.read(ctx, cl)
 	if err != nil {
@@ -166,9 +166,17 @@ func (r *Registry) update(ctx context.Context, cl *kgo.Client, change func(*prom
 		end = kgo.TryAbort
 	}
 	if err := errors.Join(failed, cl.EndTransaction(ctx, end)); err != nil {
-		return fmt.Errorf("write to topic %q: %w: grant Write on it", r.topic, err)
+		return fmt.Errorf("write to topic %q: %w", r.topic, advised(err))
 	}
 	return nil
+}
+
+// advised adds what to do to an error of rights.
+func advised(err error) error {
+	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) || errors.Is(err, kerr.TopicAuthorizationFailed) {
+		return fmt.Errorf("%w: grant Write on it", err)
+	}
+	return err
 }
 
 // Publish writes a version, if it is not there. It creates the topic if need be.
