@@ -112,8 +112,10 @@ func (h *harness) ask(ctx context.Context, kind string, events int, modelArgs, a
 	if r.model, err = h.startModel(ctx, modelArgs...); err != nil {
 		return nil, err
 	}
-	argv := append([]string{h.programs["llm"], "-brokers", h.brokers, "-job", kind, "-in", r.j.in, "-out", r.j.out, "-app", name,
-		"-dir", r.j.dir, "-threads", strconv.Itoa(h.cfg.threads), "-model-url", r.model.url + "/v1"}, args...)
+	argv := append([]string{
+		h.programs["llm"], "-brokers", h.brokers, "-job", kind, "-in", r.j.in, "-out", r.j.out, "-app", name,
+		"-dir", r.j.dir, "-threads", strconv.Itoa(h.cfg.threads), "-model-url", r.model.url + "/v1",
+	}, args...)
 	if r.app, err = startProcess(ctx, "llm", argv); err != nil {
 		return nil, err
 	}
